@@ -1,0 +1,46 @@
+# make demo       the whole pipeline on seven miniature models, on this CPU: figures and a report
+# make check      lint, types, tests: what .ci/run calls
+# make test-all   the slow tests too
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo check lint types test test-all format constraints clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml envs/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,test]'
+	touch $@
+
+check: lint types test
+
+lint: install
+	$(BIN)/ruff format --check src scripts tests
+	$(BIN)/ruff check src scripts tests
+	$(BIN)/snakefmt --check .
+	$(BIN)/snakemake --lint
+
+types: install
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-all: install
+	$(BIN)/python -m pytest -m 'not gpu'
+
+format: install
+	$(BIN)/ruff format src scripts tests
+	$(BIN)/ruff check --fix src scripts tests
+	$(BIN)/snakefmt .
+
+constraints:
+	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --all-extras \
+	  pyproject.toml -o envs/constraints.txt
+
+clean:
+	rm -rf $(VENV) demo logs .snakemake .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""Outlier features of Mixture-of-Experts language models: texts to figures."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/texts.smk"
+include: "rules/tokenize.smk"
+include: "rules/extract.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        expand(pairs, model=models, batch=batches),
+    localrule: True

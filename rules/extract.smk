@@ -1,0 +1,33 @@
+"""Statistics of the activations: results/tokens/{model}.parquet -> results/extract/{model}/{batch}.{nc,json}."""
+
+
+rule extract:
+    """Run one model over its sequences; compute only the batches that are missing or invalid."""
+    input:
+        tokens="results/tokens/{model}.parquet",
+        config=checkpoint_file("config.json"),
+        weights=checkpoint_file("*.safetensors*"),
+    output:
+        statistics=update(expand(pairs[0], batch=batches, allow_missing=True)),
+        receipts=update(expand(pairs[1], batch=batches, allow_missing=True)),
+    log:
+        "logs/extract/{model}.log",
+    benchmark:
+        "logs/extract/{model}.benchmark.tsv"
+    conda:
+        "../envs/extract.yaml"
+    resources:
+        gpus=need("gpus"),
+        vram_gb=need("vram_gb"),
+        min_memory_gb=need("min_memory_gb"),
+        disk_gb=need("disk_gb"),
+        download_gb=need("download_gb"),
+    params:
+        identity=identity,
+        device=config["extract"]["device"],
+        dtype=config["extract"]["dtype"],
+        micro_batch=config["extract"]["micro_batch"],
+        alphas=config["extract"]["alphas"],
+        version=versions.EXTRACT,
+    script:
+        "../scripts/extract.py"

@@ -1,0 +1,45 @@
+"""Run one model over its sequences and keep the statistics of its activations."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import hub, receipts
+from moe_outliers.extract import Batch, Task, extract
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Make every batch of the model valid."""
+    params = job.params
+    repo, revision = params.identity["repo"], params.identity["revision"]
+    local = revision == "local"
+    folder = Path(job.input.config[0]).parent if local else hub.snapshot(repo, revision)
+    expected = receipts.expectations(job.wildcards.model, **params.identity)
+    pairs = zip(
+        map(Path, job.output.statistics), map(Path, job.output.receipts), expected, strict=True
+    )
+    task = Task(
+        folder=folder,
+        tokens=Path(job.input.tokens),
+        batches=[Batch(*pair) for pair in pairs],
+        device="cpu" if params.device == "cpu" else "cuda",
+        dtype=params.dtype,
+        micro_batch=params.micro_batch,
+        alphas=params.alphas,
+    )
+    extract(task, progress)
+
+
+def progress(line: str) -> None:
+    """Show a line in the log and on the terminal."""
+    logging.info(line)
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run(main, snakemake, digests=False)

@@ -1,0 +1,28 @@
+"""Turn the texts into one model's token ids."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import hub, parquet, texts, tokenize
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read the texts and the tokenizer, write the ids."""
+    params = job.params
+    if params.revision == "local":
+        path = Path(job.input.tokenizer[0])
+    else:
+        path = hub.fetch(params.repo, params.revision, "tokenizer.json")
+    table = parquet.read(job.input.texts, texts.SCHEMA)
+    windows = tokenize.windows(table, tokenize.load(path), tokens=params.tokens, bos=params.bos)
+    parquet.write(windows, job.output.tokens)
+    logging.info("%s: %d sequences of %d tokens", job.wildcards.model, len(windows), params.tokens)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

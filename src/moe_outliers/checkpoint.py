@@ -1,0 +1,197 @@
+"""A checkpoint in the hub's layout: config.json and safetensors shards, checked before use."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_outliers import files
+from moe_outliers.sites import family_of
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000
+
+LIMITS = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 65536,  # feature numbers are stored in 16 bits
+    "vocab_size": 10_000_000,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "intermediate_size": 1_000_000,
+    "moe_intermediate_size": 1_000_000,
+    "num_experts": 65535,
+    "num_local_experts": 65535,
+    "n_routed_experts": 65535,
+    "num_experts_per_tok": 4096,
+}
+"""Largest sensible sizes in config.json: one that is beyond would only exhaust memory."""
+
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16,
+    "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies.
+
+    Attributes:
+        shard: file name of the shard.
+        start: first byte in the file; `stop` is one past the last.
+        dtype: safetensors name of the type.
+    """
+
+    shard: str
+    start: int
+    stop: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read config.json and check that this program can measure such a model.
+
+    Raises:
+        ValueError: if it is no JSON object, names an unknown family, or a size is not sensible.
+    """
+    config = files.read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{path}: not the config.json of a model: no model_type")
+    try:
+        family_of(config["model_type"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for key, limit in LIMITS.items():
+        value = config.get(key)
+        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
+            raise ValueError(
+                f"{path}: {key} is {value!r}, must be a whole number from 1 to {limit}"
+            )
+    for key in ("num_hidden_layers", "hidden_size"):
+        if key not in config:
+            raise ValueError(f"{path}: {key} is missing")
+    return config
+
+
+def shards(folder: Path) -> list[str]:
+    """Name the safetensors files of a checkpoint, sorted.
+
+    Raises: ValueError: if there are none (pickled weights are never opened), or the index names a
+        file that is not there.
+    """
+    if (folder / INDEX).is_file():
+        index = files.read_json(folder / INDEX)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{folder / INDEX}: no weight_map")
+        names = sorted({str(name) for name in index["weight_map"].values()})
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(
+                    f"{folder / INDEX}: {name!r} is not the name of a safetensors file"
+                )
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
+        return names
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth"})
+    found = (
+        f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
+        if pickled
+        else "none there"
+    )
+    raise ValueError(
+        f"{folder}: no safetensors files ({found}); convert the checkpoint to safetensors"
+    )
+
+
+def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
+    """Parse a safetensors header and check that its tensors lie side by side in the file.
+
+    Args:
+        header: the JSON text, without the eight bytes of its length.
+        size: bytes of the whole file.
+        name: the shard's file name.
+
+    Raises: ValueError: if a tensor lies outside the file or over another, or its size is not that
+        of its
+            type and shape.
+    """
+    raw = files.parse_json(header, name)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{name}: the header is no JSON object")
+    begin, found = 8 + len(header), {}
+    for key, entry in raw.items():
+        if key == "__metadata__":
+            continue
+        try:
+            (start, stop), dtype, shape = (
+                entry["data_offsets"],
+                entry["dtype"],
+                tuple(entry["shape"]),
+            )
+            need = math.prod(shape) * _BITS[dtype] // 8
+            sound = (
+                all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+                and stop - start == need
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: the header entry of {key} is malformed: {error}") from None
+        if not sound or begin + stop > size:
+            where = f"bytes {start} to {stop} of {size - begin}"
+            raise ValueError(
+                f"{name}: {key} ({dtype} {list(shape)}) at {where}: "
+                "the shard is truncated or its header wrong"
+            )
+        found[key] = Tensor(name, begin + start, begin + stop, dtype, shape)
+    end = begin
+    for key, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != end:
+            raise ValueError(f"{name}: {key} overlaps its neighbour, or leaves a gap before it")
+        end = tensor.stop
+    if end != size:
+        raise ValueError(f"{name}: {size - end} bytes behind the last tensor")
+    return found
+
+
+def read_index(folder: Path) -> dict[str, Tensor]:
+    """Read the headers of all shards, and nothing else of them.
+
+    Returns:
+        Every tensor of the checkpoint by name.
+
+    Raises: ValueError: as `shards` and `parse_header` do; if a tensor stands in two shards, or the
+        index and
+            the headers disagree.
+    """
+    found: dict[str, Tensor] = {}
+    for name in shards(folder):
+        with (folder / name).open("rb") as file:
+            size = (folder / name).stat().st_size
+            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise ValueError(f"{folder / name}: truncated, or no safetensors file")
+            header = parse_header(file.read(length), size, name)
+        if twice := header.keys() & found.keys():
+            raise ValueError(f"{folder}: {sorted(twice)[0]} stands in two shards")
+        found |= header
+    if (folder / INDEX).is_file():
+        promised = json.loads((folder / INDEX).read_text())["weight_map"]
+        wrong = [
+            key
+            for key in promised.keys() | found.keys()
+            if key not in found or promised.get(key) != found[key].shard
+        ]
+        if wrong:
+            raise ValueError(f"{folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}")
+    return found
+
+
+def digest(folder: Path) -> str:
+    """Hash a local checkpoint: its config.json and every shard, by name and content."""
+    names = ["config.json", *shards(folder)]
+    return files.sha256_of([[name, files.sha256(folder / name)] for name in names])

@@ -1,0 +1,224 @@
+"""One model, all its batches: run what is missing or invalid, write each with its receipt."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from moe_outliers import files, parquet, receipts, resident, statistics, tokenize, versions
+from moe_outliers.checkpoint import digest
+from moe_outliers.recorder import Array, Recorder
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pair of output files, and what its receipt must say."""
+
+    statistics: Path
+    receipt: Path
+    expected: receipts.Expected
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to extract, and how.
+
+    Attributes:
+        folder: the checkpoint in the hub's layout.
+        tokens: the tokens file.
+        device: cpu or cuda.
+        dtype: auto, bfloat16 or float32.
+        alphas: thresholds, ascending.
+    """
+
+    folder: Path
+    tokens: Path
+    batches: list[Batch]
+    device: str
+    dtype: str
+    micro_batch: int
+    alphas: list[float]
+    started: float = field(default_factory=time.monotonic)
+
+
+def extract(task: Task, progress: Progress) -> None:
+    """Make every batch valid; what is valid already keeps its bytes.
+
+    A batch that fails does not cost its siblings: they are finished and written first.
+
+    Raises:
+        ValueError: if a batch failed; the message names each, with its reason.
+    """
+    tokens = parquet.read(task.tokens, tokenize.SCHEMA)
+    wanted = _wanted(task, tokens["ids_sha256"].to_pylist(), progress)
+    if not wanted:
+        progress("every batch is valid: nothing to do")
+        return
+    for batch in wanted:
+        if reason := receipts.fault(batch.statistics, batch.receipt, batch.expected):
+            progress(f"{batch.statistics}: {reason}: computing it")
+            batch.receipt.unlink(missing_ok=True)
+            batch.statistics.unlink(missing_ok=True)
+    model = resident.load(task.folder, device=task.device, dtype=task.dtype)
+    ids, delimiter = (np.array(tokens[name].to_pylist()) for name in ("ids", "delimiter"))
+    recorder = Recorder(model, ids, delimiter, task.alphas)
+    rows = [row for batch in wanted for row in batch.expected.sequences]
+    done = resident.run(model, recorder, rows, micro_batch=task.micro_batch, progress=progress)
+    writer = _Writer(task, recorder, _attributes(task, model, recorder))
+    failed = _write_finished(wanted, done, recorder, writer)
+    recorder.close()
+    if failed:
+        raise ValueError("; ".join(f"batch {name}: {reason}" for name, reason in failed.items()))
+
+
+def environment(device: str) -> dict[str, str]:
+    """Name the versions that numbers depend on."""
+    cuda = torch.version.cuda if device == "cuda" else None
+    return {
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "cuda": cuda or "none",
+    }
+
+
+def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Batch]:
+    """Pick the batches to compute: the invalid, and with them those of other library versions.
+
+    One model's batches must be of one set of versions. Reading the model is what costs; so where
+    one batch must be computed anyway, those made with other versions are computed again with it.
+    """
+    invalid, others = [], []
+    here = environment(task.device)
+    for batch in task.batches:
+        ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
+        expected = receipts.Expected(**(vars(batch.expected) | {"ids_sha256": ids}))
+        batch = Batch(batch.statistics, batch.receipt, expected)  # noqa: PLW2901 - the same, with its ids
+        if receipts.fault(batch.statistics, batch.receipt, expected):
+            invalid.append(batch)
+        elif receipts.read(batch.receipt).versions != here:
+            others.append(batch)
+    if invalid and others:
+        progress(
+            f"{len(others)} valid batches were made with other versions than {here}: "
+            "computing them again"
+        )
+        return sorted([*invalid, *others], key=lambda batch: batch.expected.batch)
+    return invalid
+
+
+def _write_finished(
+    wanted: list[Batch], done: Iterator[int], recorder: Recorder, writer: "_Writer"
+) -> dict[str, str]:
+    """Write each batch as soon as its last sequence is done; return what failed, and why."""
+    results: dict[int, dict[str, Array]] = {}
+    failed: dict[str, str] = {}
+    for row in done:
+        batch = next(batch for batch in wanted if row in batch.expected.sequences)
+        try:
+            results[row] = recorder.result(row)
+        except ValueError as error:
+            failed.setdefault(batch.expected.batch, f"sequence {row}: {error}")
+        if all(sequence in results for sequence in batch.expected.sequences):
+            writer.write(batch, [results.pop(sequence) for sequence in batch.expected.sequences])
+    return failed
+
+
+class _Writer:
+    """Writes the pairs of one model: what they share is made once."""
+
+    def __init__(self, task: Task, recorder: Recorder, attributes: dict[str, Any]) -> None:
+        self.task, self.recorder, self.attributes = task, recorder, attributes
+        local = task.batches[0].expected.revision == "local"
+        self.checkpoint = digest(task.folder) if local else None
+
+    def write(self, batch: Batch, parts: list[dict[str, Array]]) -> None:
+        """Write one pair, the receipt last."""
+        expected, recorder = batch.expected, self.recorder
+        ids_sha256 = expected.ids_sha256 or []
+        variables = {
+            name: np.stack([part[name] for part in parts]) for name in parts[0]
+        } | recorder.norms()
+        attributes = self.attributes | {
+            "model": expected.model,
+            "repo": expected.repo,
+            "revision": expected.revision,
+            "ids_sha256": hashlib.sha256("".join(ids_sha256).encode()).hexdigest(),
+        }
+        coordinates = statistics.coordinates(
+            sequences=expected.sequences,
+            alphas=self.task.alphas,
+            sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
+            moe_blocks=recorder.moe_blocks,
+        )
+        statistics.write(statistics.assemble(variables, coordinates, attributes), batch.statistics)
+        receipts.write(batch.receipt, self._receipt(batch))
+
+    def _receipt(self, batch: Batch) -> receipts.Receipt:
+        expected = batch.expected
+        return receipts.Receipt(
+            format=1,
+            file=batch.statistics.name,
+            size=batch.statistics.stat().st_size,
+            sha256=files.sha256(batch.statistics),
+            model=expected.model,
+            repo=expected.repo,
+            revision=expected.revision,
+            checkpoint=self.checkpoint,
+            batch=expected.batch,
+            sequences=expected.sequences,
+            ids_sha256=expected.ids_sha256 or [],
+            settings=expected.settings,
+            engine=versions.EXTRACT,
+            versions=environment(self.task.device),
+            device=self.attributes["device"],
+            dtype=self.attributes["norm_dtype"],
+            attempt=files.ATTEMPT,
+            plan=[],
+            pod=_pod(time.monotonic() - self.task.started),
+        )
+
+
+def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
+    """Say how the numbers were made."""
+    config: Any = model.config
+    here = environment(task.device)
+    mixers = {getattr(layer, "linear_attn", None) for layer in model.model.layers} - {None}
+    kernels = {
+        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0] for mixer in mixers
+    }
+    linear = {"transformers": "torch"}
+    return {
+        "format": versions.STATISTICS_FORMAT,
+        "family": config.model_type,
+        "engine": versions.EXTRACT,
+        "weights_dtype": str(config.dtype).removeprefix("torch."),
+        "norm_dtype": str(config.dtype).removeprefix("torch."),
+        "attention": config._attn_implementation,
+        "linear_attention": " ".join(sorted(linear.get(k, k) for k in kernels)) or "none",
+        "experts": config._experts_implementation or "eager",
+        "router_scores": recorder.family.scores,
+        "micro_batch": task.micro_batch,
+        "torch": here["torch"],
+        "transformers": here["transformers"],
+        "cuda": here["cuda"],
+        "device": torch.cuda.get_device_name() if task.device == "cuda" else "cpu",
+    }
+
+
+def _pod(seconds: float) -> receipts.Pod | None:
+    """Describe the rented machine that this runs on, from its environment."""
+    if not (name := os.environ.get("RUNPOD_POD_ID")):
+        return None
+    price = os.environ.get("RUNPOD_PRICE_USD_PER_H")
+    return receipts.Pod(
+        id=name, price_usd_per_h=float(price) if price else None, seconds=round(seconds, 1)
+    )

@@ -1,0 +1,136 @@
+"""Files that are whole or absent: atomic writing, digests, and JSON without surprises."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+ATTEMPT = f"{os.getpid()}-{secrets.token_hex(4)}"
+"""Names this process in temporary file names, so that no two ever write to one file."""
+
+PART = ".part"
+"""Ending of a file that is being written."""
+
+MAX_JSON_BYTES = 16_000_000
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file under a temporary name, and give it its own name when it is whole.
+
+    The temporary name is in the same folder, hidden, and belongs to this process alone. The file is
+    synchronised to disk before it is renamed and its folder after, so that a power cut leaves the
+    old file or the new one. On failure the temporary file is removed and the old file stays.
+
+    Args:
+        path: the final path; its folder is made where it is missing.
+
+    Yields:
+        The temporary path to write to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{ATTEMPT}{PART}")
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically: sorted keys, and ValueError for a NaN or an infinity."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON that a program wrote.
+
+    Raises:
+        ValueError: if it is no JSON, larger than 16 MB, names a key twice, holds a NaN or an
+            infinity, or is nested too deeply; the message names the file.
+    """
+    path = Path(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse JSON as `read_json` does; `name` stands in the message of the ValueError."""
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_distinct,
+            parse_constant=_finite,
+            parse_float=_float,
+        )
+    except RecursionError:
+        raise ValueError(f"{name}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: no valid JSON: {error}") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(value: Any) -> str:
+    """Hash a JSON value by its canonical text, so that the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree_sha256(folder: str | Path, leave_out: frozenset[str] = frozenset()) -> str:
+    """Hash the files below a folder, by their relative names and contents.
+
+    Args:
+        folder: the folder; hidden files below it count too.
+        leave_out: file names that do not count.
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)
+    return sha256_of([[p.relative_to(folder).as_posix(), sha256(p)] for p in files])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+def _finite(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return value

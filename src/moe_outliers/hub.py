@@ -1,0 +1,90 @@
+"""Files of the Hugging Face hub, at a pinned commit, with errors that say what to do."""
+
+import os
+from pathlib import Path
+
+import tenacity
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+CHECKPOINT = ["*.safetensors", "*.json", "tokenizer*"]
+"""What is fetched of a checkpoint: no pickled weights, no code."""
+
+ATTEMPTS = 6
+
+
+def _passing(error: BaseException) -> bool:
+    """Tell whether an error of the hub may pass: a lost connection, 5xx, too many requests."""
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", 0)
+        return status in (408, 429) or status >= 500
+    return isinstance(error, OSError) and not isinstance(
+        error, EntryNotFoundError | FileNotFoundError
+    )
+
+
+_retry = tenacity.retry(
+    retry=tenacity.retry_if_exception(_passing),
+    wait=tenacity.wait_exponential_jitter(initial=0.5, max=30),
+    stop=tenacity.stop_after_attempt(ATTEMPTS),
+    reraise=True,
+)
+
+
+def fetch(repo: str, revision: str, name: str) -> Path:
+    """Download one file, or find it in the cache.
+
+    Raises:
+        ValueError: if the hub refuses; the message names the repository and the fix.
+    """
+    with _explained(repo, revision):
+        return Path(_retry(hf_hub_download)(repo, name, revision=revision))
+
+
+def snapshot(repo: str, revision: str) -> Path:
+    """Download a checkpoint, or find it in the cache: safetensors, JSON and tokenizer files only.
+
+    Raises:
+        ValueError: if the hub refuses; the message names the repository and the fix.
+    """
+    with _explained(repo, revision):
+        return Path(_retry(snapshot_download)(repo, revision=revision, allow_patterns=CHECKPOINT))
+
+
+class _explained:  # noqa: N801 - reads as a verb where it is used
+    """Turn the hub's exceptions into messages that name the fix."""
+
+    def __init__(self, repo: str, revision: str) -> None:
+        self.repo, self.revision = repo, revision
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        if isinstance(error, GatedRepoError):
+            raise ValueError(
+                f"{self.repo} is gated: accept its licence at {where}/{self.repo} "
+                "and set HF_TOKEN to your token"
+            ) from error
+        if isinstance(error, RevisionNotFoundError):
+            raise ValueError(
+                f"{self.repo} has no commit {self.revision}: correct its revision in the table"
+            ) from error
+        if isinstance(error, RepositoryNotFoundError):
+            raise ValueError(
+                f"{where} has no repository {self.repo}, or HF_TOKEN may not see it"
+            ) from error
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise ValueError(f"{self.repo} at {self.revision}: {error}") from error
+        if isinstance(error, HfHubHTTPError | OSError):
+            raise ValueError(f"could not fetch {self.repo} from {where}: {error}") from error

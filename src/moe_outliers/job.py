@@ -1,0 +1,67 @@
+"""What every rule's script shares: its log, its error message, and the digests of what it wrote."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe_outliers import files
+
+DIGESTS = Path("results/.digests")
+"""Where the digests of products lie: one JSON file a product, at the product's own path below."""
+
+LEFT_OUT = frozenset({".snakemake_timestamp"})
+"""Snakemake writes these into a directory after the job."""
+
+
+def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
+    """Run the main function of a rule's script.
+
+    Log records go to the rule's log, the traceback of a failure too; on the terminal a failure is
+    one message. After success the digest of every output is recorded, so that a later run can tell
+    a file that was damaged since.
+
+    Args:
+        main: takes the job and writes its outputs.
+        job: Snakemake's job: log, output and the rest.
+        digests: False for a rule whose outputs come with receipts of their own.
+
+    Raises:
+        SystemExit: with status 1, if main raised an exception.
+    """
+    logging.basicConfig(
+        filename=job.log[0],
+        filemode="w",
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        force=True,
+    )
+    try:
+        main(job)
+        if digests:
+            for product in job.output:
+                record(product)
+    except Exception as error:
+        logging.exception("the job failed")
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        print(f"error: {name}{error}\n(the traceback is in {job.log[0]})", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def record(product: str | Path) -> None:
+    """Write down the digest of a product of a rule, beside the results."""
+    files.write_json(record_path(product), {"path": str(product), "sha256": digest(product)})
+
+
+def record_path(product: str | Path) -> Path:
+    """Return the path of a product's recorded digest."""
+    path = Path(product)
+    below = path.relative_to("results") if path.parts[0] == "results" else path
+    return DIGESTS / f"{below}.json"
+
+
+def digest(product: str | Path) -> str:
+    """Hash a file, or a directory by the files in it."""
+    path = Path(product)
+    return files.tree_sha256(path, LEFT_OUT) if path.is_dir() else files.sha256(path)

@@ -1,0 +1,29 @@
+"""What a machine must have to measure a model: computed from its row of the table, never typed."""
+
+import math
+from typing import Any
+
+OVERHEAD_GB = 5
+"""Device memory beside the weights: activations, statistics, CUDA itself."""
+
+DISK_GB = 20
+"""Disk beside the checkpoint: Python packages, results."""
+
+
+def needs(row: dict[str, Any]) -> dict[str, int]:
+    """Return the resources of a model's extraction, with layers streamed through one GPU.
+
+    Args:
+        row: the model's row of config/models.tsv.
+
+    Returns: vram_gb (two layers in bfloat16, and the overhead), gpus, disk_gb, min_memory_gb, and
+        download_gb.
+    """
+    layer_gb = 2 * row["params_b"] / row["layers"]
+    return {
+        "gpus": 1,
+        "vram_gb": math.ceil(2 * layer_gb + OVERHEAD_GB),
+        "min_memory_gb": math.ceil(2 * layer_gb + 16),
+        "disk_gb": math.ceil(row["weights_gb"] * 1.1 + DISK_GB),
+        "download_gb": math.ceil(row["weights_gb"]),
+    }

@@ -1,0 +1,197 @@
+"""Receipts: the proof that a statistics file is whole, of this model, and of these settings.
+
+A batch is a pair, `results/extract/{model}/{batch}.nc` and the receipt `{batch}.json`. The receipt
+is written last; a batch without a valid receipt does not exist. Nothing parses a statistics file
+before its sha256 has matched its receipt.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from moe_outliers import files, versions
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Line = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f]*$")]
+
+
+class Pod(BaseModel):
+    """What a rented machine cost."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Line
+    price_usd_per_h: Annotated[float, Field(ge=0)] | None
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Receipt(BaseModel):
+    """The receipt of one statistics file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal[1] = Field(description="format of the receipt")
+    file: Line = Field(description="name of the statistics file, in the same folder")
+    size: int = Field(ge=0, description="its bytes")
+    sha256: Sha256 = Field(description="its digest")
+    model: Line = Field(description="slug of the table of models")
+    repo: Line = Field(description="repository on the hub, or a folder")
+    revision: Line = Field(description="commit on the hub, or `local`")
+    checkpoint: Sha256 | None = Field(
+        description="digest of a local checkpoint's files; null on the hub"
+    )
+    batch: Line = Field(description="number of the batch, as in the file's name")
+    sequences: list[int] = Field(description="global indices of its sequences")
+    ids_sha256: list[Sha256] = Field(description="digest of the token ids of each sequence")
+    settings: Sha256 = Field(description="digest of every setting that changes numbers")
+    engine: int = Field(description="version of the extraction")
+    versions: dict[str, Line] = Field(description="versions of torch, transformers and CUDA")
+    device: Line = Field(description="name of the GPU, or cpu")
+    dtype: Line = Field(description="precision that was computed with")
+    attempt: Line = Field(description="names the process that wrote it")
+    plan: list[Line] = Field(
+        description="what was stepped down for lack of memory; changes no number"
+    )
+    pod: Pod | None = Field(description="the rented machine; null for one's own")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the receipt of a batch must say.
+
+    Attributes:
+        ids_sha256: digests of the token ids, None where they are not known yet.
+    """
+
+    model: str
+    repo: str
+    revision: str
+    batch: str
+    sequences: list[int]
+    settings: str
+    ids_sha256: list[str] | None = None
+
+
+def settings_digest(row: dict[str, Any], config: dict[str, Any]) -> str:
+    """Hash what changes a model's numbers: the checkpoint, and the settings of the forward pass."""
+    extract = config["extract"]
+    return files.sha256_of(
+        {
+            "repo": row["repo"],
+            "revision": row["revision"],
+            "dtype": extract["dtype"],
+            "micro_batch": extract["micro_batch"],
+            "alphas": [float(alpha) for alpha in extract["alphas"]],
+        }
+    )
+
+
+def read(path: str | Path) -> Receipt:
+    """Read a receipt.
+
+    Raises:
+        ValueError: if it is no valid receipt; the message names the file and the first fault.
+    """
+    value = files.read_json(path)
+    try:
+        return Receipt.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise ValueError(f"{path}: no valid receipt: {place}: {fault['msg']}") from None
+
+
+def write(path: str | Path, receipt: Receipt) -> None:
+    """Write a receipt atomically."""
+    files.write_json(path, receipt.model_dump())
+
+
+def fault(
+    statistics: str | Path,
+    receipt: str | Path,
+    expected: Expected,
+    sha256: Callable[[Path], str] = files.sha256,
+) -> str | None:
+    """Say what is wrong with a pair.
+
+    Args:
+        statistics: the statistics file; it is hashed, never parsed.
+        receipt: its receipt.
+        expected: what the receipt must say.
+        sha256: hashes a file; a cache may stand in.
+
+    Returns:
+        None if the pair is valid, else the reason in a few words.
+    """
+    statistics, receipt = Path(statistics), Path(receipt)
+    for path, what in ((statistics, "statistics file"), (receipt, "receipt")):
+        if not path.is_file():
+            return f"the {what} is missing"
+    try:
+        found = read(receipt)
+    except (ValueError, OSError) as error:
+        return f"the receipt is invalid: {error}"
+    return mismatch(found, expected) or _damage(statistics, found, sha256)
+
+
+def _damage(statistics: Path, found: Receipt, sha256: Callable[[Path], str]) -> str | None:
+    size = statistics.stat().st_size
+    if found.file != statistics.name:
+        return f"the receipt is of {found.file}"
+    if size != found.size:
+        return f"{size} bytes, the receipt says {found.size}"
+    if sha256(statistics) != found.sha256:
+        return "the content differs from its receipt (sha256)"
+    return None
+
+
+def mismatch(found: Receipt, expected: Expected) -> str | None:
+    """Say in what a receipt differs from what it must say, or None."""
+    for name in ("model", "repo", "revision", "batch", "sequences"):
+        wanted, got = getattr(expected, name), getattr(found, name)
+        if wanted != got:
+            return f"made for {name} {got}, expected {wanted}"
+    if found.engine != versions.EXTRACT:
+        return f"made by version {found.engine} of the extraction, this is {versions.EXTRACT}"
+    if found.settings != expected.settings:
+        return "made with other settings of `extract`"
+    if expected.ids_sha256 is not None and found.ids_sha256 != expected.ids_sha256:
+        return "made from other token ids"
+    return None
+
+
+def batches(sequences: int, batch_size: int) -> list[str]:
+    """Name the batches of a sweep: 00, 01 and so on."""
+    count = -(-sequences // batch_size)
+    digits = max(2, len(str(count - 1)))
+    return [f"{number:0{digits}d}" for number in range(count)]
+
+
+def expectations(
+    model: str, *, repo: str, revision: str, settings: str, sequences: int, batch_size: int
+) -> list[Expected]:
+    """Say what the receipts of a model's batches must say, in order of the batches.
+
+    Args:
+        model: slug of the model.
+        repo: its repository, as the table names it.
+        revision: its commit, or `local`.
+        settings: as `settings_digest` returns it.
+        sequences: sequences of the sweep.
+        batch_size: sequences of a batch; the last batch may have fewer.
+    """
+    starts = range(0, sequences, batch_size)
+    return [
+        Expected(
+            model,
+            repo,
+            revision,
+            batch,
+            list(range(start, min(start + batch_size, sequences))),
+            settings,
+        )
+        for batch, start in zip(batches(sequences, batch_size), starts, strict=True)
+    ]

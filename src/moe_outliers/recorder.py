@@ -1,0 +1,231 @@
+"""Hooks that turn a running model into statistics: what every way of running a model shares.
+
+An engine sets `recorder.sequences` before each forward of a layer and calls `loss` with the final
+hidden states; the hooks do the rest. No activation is kept beyond its hook but one bit a position
+and feature for the unions.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_outliers import reduction
+from moe_outliers.sites import Site, family_of, sites_of
+from moe_outliers.statistics import VARIABLES
+
+Array = np.ndarray[Any, Any]
+
+_STORED = {
+    "uint16": torch.uint16,
+    "int32": torch.int32,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+class Recorder:
+    """Collects the statistics of all sequences while a model runs.
+
+    Attributes:
+        sequences: rows of `ids` that the current forward pass holds, in order; set by the engine.
+    """
+
+    def __init__(self, model: Any, ids: Array, delimiter: Array, alphas: Sequence[float]) -> None:
+        """Attach to a model.
+
+        Args:
+            model: a causal language model of transformers.
+            ids: (sequence, position), token ids.
+            delimiter: (sequence, position), bool, the delimiter positions.
+            alphas: thresholds, ascending.
+        """
+        self.sequences: Sequence[int] = ()
+        self.ids, self.delimiter, self.alphas = ids, delimiter, tuple(alphas)
+        self.family = family_of(model.config.model_type)
+        self.sites = list(sites_of(model))
+        self._stores: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+        self._hit: dict[tuple[str, torch.device], Tensor] = {}
+        self._pending: dict[int, list[dict[str, Tensor]]] = {}
+        self.gain: dict[int, Tensor] = {}
+        self.offset: dict[int, Tensor] = {}
+        self.norm_dtypes: set[str] = set()
+        self._handles: list[Any] = []
+        for number, site in enumerate(self.sites):
+            self._handles.append(site.norm.register_forward_hook(self._on_norm(number, site)))
+        self.moe_blocks = []
+        for block, layer in enumerate(model.model.layers):
+            self._handles.append(layer.register_forward_hook(self._on_block(block)))
+            if hasattr(layer.mlp, "experts"):
+                self.moe_blocks.append(block)
+                self._watch_experts(block, layer.mlp)
+
+    def close(self) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # -- what the hooks do ---------------------------------------------------------------------
+
+    def _on_norm(self, number: int, site: Site) -> Callable[..., None]:
+        def hook(norm: Any, args: tuple[Tensor, ...], x: Tensor) -> None:
+            self.norm_dtypes.add(str(x.dtype).removeprefix("torch."))
+            eps = getattr(norm, "variance_epsilon", None) or norm.eps
+            if number not in self.gain:
+                self.gain[number] = norm.weight.float() + self.family.unit_offset
+                bias = getattr(norm, "bias", None)
+                self.offset[number] = (
+                    torch.zeros_like(self.gain[number]) if bias is None else bias.float()
+                )
+            for row, sequence in enumerate(self.sequences):
+                z = reduction.normalised(args[0][row], eps=eps, layer_norm=self.family.layer_norm)
+                mask = torch.from_numpy(self.delimiter[sequence]).to(x.device)
+                self._keep("site", number, sequence, reduction.site(x[row], z, mask, self.alphas))
+                self._unite(site.kind, sequence, x[row])
+
+        return hook
+
+    def _unite(self, kind: str, sequence: int, x: Tensor) -> None:
+        key = (kind, x.device)
+        if key not in self._hit:
+            self._hit[key] = torch.zeros(
+                (len(self.ids), *x.shape), dtype=torch.bool, device=x.device
+            )
+        self._hit[key][sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
+
+    def _on_block(self, block: int) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, output: Any) -> None:
+            h = output[0] if isinstance(output, tuple) else output
+            for row, sequence in enumerate(self.sequences):
+                self._keep("block", block, sequence, reduction.residual(h[row]))
+
+        return hook
+
+    def _watch_experts(self, block: int, mlp: Any) -> None:
+        """Watch a mixture of experts: its router, each picked expert's output, and their sum."""
+        router = getattr(mlp, self.family.router)
+        self._handles.append(router.register_forward_hook(self._on_router(block)))
+        self._handles.append(_Replaced(mlp.experts, self._run_experts(block, mlp.experts)))
+        self._handles.append(mlp.register_forward_hook(self._on_mlp(block)))
+
+    def _on_router(self, block: int) -> Callable[..., None]:
+        def hook(router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+            bias = getattr(router, "e_score_correction_bias", None)
+            pieces = zip(*(part.chunk(len(self.sequences)) for part in output), strict=True)
+            for sequence, (logits, weights, picked) in zip(self.sequences, pieces, strict=True):
+                kept = reduction.router(logits, weights, picked, bias, self.family.scores)
+                self._keep("moe", block, sequence, kept)
+
+        return hook
+
+    def _run_experts(self, block: int, experts: Any) -> Callable[..., Tensor]:
+        forward: Callable[..., Tensor] = experts.forward
+
+        def run(hidden: Tensor, picked: Tensor, weights: Tensor) -> Tensor:
+            """Run each picked expert by itself, weigh, add as grouped_mm does: the same bits."""
+            (rows, width), k = hidden.shape, picked.shape[1]
+            ones = torch.ones((rows * k, 1), dtype=hidden.dtype, device=hidden.device)
+            raw = forward(hidden.repeat_interleave(k, 0), picked.reshape(-1, 1), ones)
+            raw = raw.view(rows, k, width)
+            weighted = raw * weights[..., None]
+            parts = (part.chunk(len(self.sequences)) for part in (raw, weighted, picked))
+            self._pending[block] = [
+                reduction.experts(r, w, p, experts.num_experts)
+                for r, w, p in zip(*parts, strict=True)
+            ]
+            return weighted.sum(1).to(hidden.dtype)
+
+        return run
+
+    def _on_mlp(self, block: int) -> Callable[..., None]:
+        def hook(mlp: nn.Module, args: Any, output: Any) -> None:
+            total = output[0] if isinstance(output, tuple) else output
+            for row, (sequence, kept) in enumerate(
+                zip(self.sequences, self._pending.pop(block), strict=True)
+            ):
+                feature, position = kept["expert_max_feature"], kept["expert_max_position"]
+                at = total[row][position.clamp(min=0), feature.clamp(min=0)].float()
+                kept["expert_total"] = torch.where(feature < 0, 0.0, at)
+                self._keep("moe", block, sequence, kept)
+
+        return hook
+
+    def loss(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+        """Take the final norm's output, (row, position, feature), of the current sequences."""
+        for row, sequence in enumerate(self.sequences):
+            ids = torch.from_numpy(self.ids[sequence]).to(hidden.device, torch.int64)
+            self._keep(
+                "sequence", 0, sequence, {"token_nll": reduction.token_nll(hidden[row], head, ids)}
+            )
+
+    def _keep(self, scope: str, number: int, sequence: int, values: dict[str, Tensor]) -> None:
+        store = self._stores[scope, number]
+        for name, value in values.items():
+            if name not in store:
+                dtype = _STORED[VARIABLES[name].dtype]
+                store[name] = torch.zeros(
+                    (len(self.ids), *value.shape), dtype=dtype, device=value.device
+                )
+            store[name][sequence].copy_(value)
+
+    # -- what the engine takes -----------------------------------------------------------------
+
+    def result(self, sequence: int) -> dict[str, Array]:
+        """Return the variables of one sequence that has passed through the whole model.
+
+        Raises:
+            ValueError: if an activation was NaN or infinite; the message names the first such site.
+        """
+        found: dict[str, list[Array]] = defaultdict(list)
+        for _, store in sorted(self._stores.items(), key=lambda item: item[0][1]):
+            for name, values in store.items():
+                found[name].append(values[sequence].cpu().numpy())
+        for number, site in enumerate(self.sites):
+            parts = ("x_min", "x_max", "x_first", "z_max", "power_sum")
+            if not all(np.isfinite(found[name][number]).all() for name in parts):
+                raise ValueError(f"NaN or infinite activations at block {site.block} {site.kind}")
+        result = {name: np.stack(values) for name, values in found.items()}
+        result["token_nll"] = found["token_nll"][0]
+        for name in ("residual_max", "token_nll", "router_entropy", "expert_raw_max"):
+            if not np.isfinite(result.get(name, 0.0)).all():
+                raise ValueError(f"NaN or infinite values in {name}")
+        return result | {
+            "union_count": self._union_count(sequence),
+            "positions": np.asarray(self.ids.shape[1]),
+            "delimiters": np.asarray(self.delimiter[sequence].sum()),
+        }
+
+    def norms(self) -> dict[str, Array]:
+        """Return gain and offset, (site, feature)."""
+        order = range(len(self.sites))
+        return {
+            "gain": np.stack([self.gain[n].cpu().numpy() for n in order]),
+            "offset": np.stack([self.offset[n].cpu().numpy() for n in order]),
+        }
+
+    def _union_count(self, sequence: int) -> Array:
+        hit = dict.fromkeys(("attn_in", "mlp_in"), 0)
+        for (kind, _), bits in self._hit.items():
+            hit[kind] = hit[kind] | bits[sequence].cpu()  # type: ignore[assignment]
+        attention, mlp = hit["attn_in"], hit["mlp_in"]
+        return np.stack([bits.sum(0).numpy() for bits in (attention, mlp, attention | mlp)])  # type: ignore[attr-defined]
+
+
+class _Replaced:
+    """A module's forward, replaced until `remove` is called."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
+        self.module = module
+        self.before = module.__dict__.get(
+            "forward"
+        )  # accelerate puts one there when it places a model
+        module.forward = forward
+
+    def remove(self) -> None:
+        del self.module.forward
+        if self.before is not None:
+            self.module.forward = self.before

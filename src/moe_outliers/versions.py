@@ -1,0 +1,20 @@
+"""The version of each step's numbers: raise one, and the files of that step are built anew.
+
+Rules hand these to their scripts as a parameter, so that a changed comment costs no GPU time and a
+changed formula is never missed. This module imports nothing: it is read on every start.
+"""
+
+TEXTS = 1
+TOKENIZE = 1
+EXTRACT = 1
+VERIFY = 1
+METRICS = 1
+BOOTSTRAP = 1
+PLOT = 1
+TABLES = 1
+
+STATISTICS_FORMAT = 1
+"""Format of the statistics file; readers refuse a newer one than they know."""
+
+RECEIPT_FORMAT = 1
+"""Format of the receipt beside a statistics file."""
