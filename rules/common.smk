@@ -1,4 +1,4 @@
-"""What every rule file uses: the settings, the selected models, the batches."""
+"""Shared by all rules: the settings, the selected models, the batches."""
 
 import os
 
