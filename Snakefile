@@ -12,10 +12,12 @@ include: "rules/common.smk"
 include: "rules/texts.smk"
 include: "rules/tokenize.smk"
 include: "rules/extract.smk"
+include: "rules/verify.smk"
 
 
 rule all:
     default_target: True
     input:
         expand(pairs, model=models, batch=batches),
+        expand("results/verify/{model}.json", model=models),
     localrule: True

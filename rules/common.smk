@@ -64,3 +64,8 @@ def need(resource):
 def column(name):
     """Return a function that gives the job's model's value in a column of the table of models."""
     return lambda wildcards: models[wildcards.model][name]
+
+
+def expected_shape(wildcards):
+    """Return what the table says of the model's shape, for `verify` to check."""
+    return {name: models[wildcards.model][name] for name in ("layers", "width", "experts", "top_k")}

@@ -1,5 +1,6 @@
 """One model, all its batches: run what is missing or invalid, write each with its receipt."""
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -100,7 +101,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Batch
     here = environment(task.device)
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
-        expected = receipts.Expected(**(vars(batch.expected) | {"ids_sha256": ids}))
+        expected = dataclasses.replace(batch.expected, ids_sha256=ids)
         batch = Batch(batch.statistics, batch.receipt, expected)  # noqa: PLW2901 - the same, with its ids
         if receipts.fault(batch.statistics, batch.receipt, expected):
             invalid.append(batch)

@@ -1,0 +1,35 @@
+"""Check one model's statistics files and write the verdict."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import files, parquet, receipts, tokenize
+from moe_outliers.job import run
+from moe_outliers.verify import Expectation, verdict
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Check every pair, write the verdict, valid or not."""
+    params, model = job.params, job.wildcards.model
+    expected = receipts.expectations(model, **params.identity)
+    pairs = zip(
+        map(Path, job.input.statistics), map(Path, job.input.receipts), expected, strict=True
+    )
+    found = verdict(
+        model,
+        list(pairs),
+        parquet.read(job.input.tokens, tokenize.SCHEMA),
+        Expectation(params.row, params.alphas, params.tokens, params.identity["sequences"]),
+    )
+    files.write_json(job.output.verdict, found)
+    for check in found["checks"]:
+        result = "passed" if check["passed"] else f"FAILED: {check['message']}"
+        logging.info("%s: %s: %s", model, check["name"], result)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)
