@@ -13,6 +13,7 @@ include: "rules/texts.smk"
 include: "rules/tokenize.smk"
 include: "rules/extract.smk"
 include: "rules/verify.smk"
+include: "rules/heal.smk"
 
 
 rule all:

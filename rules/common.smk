@@ -12,17 +12,16 @@ def here(path):
     return os.path.relpath(Path(workflow.basedir, path))
 
 
-schemas = Path(workflow.basedir, "config/schemas")
 try:
-    configuration.check(config, schemas)
-    table_path = Path(here(config["table"]))
-    table = configuration.read_table(table_path, schemas)
-    models = configuration.select(config["models"], table, table_path)
+    table = Path(here(config["table"]))
+    rows = configuration.models(config, table, Path(workflow.basedir, "config/schemas"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+models = {slug: row | plan.needs(row) for slug, row in rows.items()}
 data = config["data"]
 batches = receipts.batches(data["sequences"], data["batch_size"])
 pairs = ["results/extract/{model}/{batch}.nc", "results/extract/{model}/{batch}.json"]
+damaged = {}  # reason by path; heal.smk fills it in
 
 
 wildcard_constraints:
@@ -30,8 +29,28 @@ wildcard_constraints:
     batch=r"\d+",
 
 
+def column(name):
+    """Return a function that gives a value of the job's model: of its row, or what it needs."""
+    return lambda wildcards: models[wildcards.model][name]
+
+
+def shape(wildcards):
+    """Return what the table says of the shape of the job's model, for `verify` to check."""
+    return {name: models[wildcards.model][name] for name in ("layers", "width", "experts", "top_k")}
+
+
+def identity(wildcards):
+    """Return what the receipts of the job's model must say."""
+    return receipts.identity(models[wildcards.model], config)
+
+
+def pairs_of(model):
+    """Return a model's batches: statistics file, receipt, and what the receipt must say."""
+    return receipts.pairs(model, receipts.identity(models[model], config), *pairs)
+
+
 def checkpoint_file(name):
-    """Return a function that gives a local checkpoint's file as input, and nothing for a model of the hub."""
+    """Return a function that gives a local checkpoint's files as input, and nothing for the hub's."""
 
     def files_of(wildcards):
         row = models[wildcards.model]
@@ -44,28 +63,17 @@ def checkpoint_file(name):
     return files_of
 
 
-def identity(wildcards):
-    """Return what the receipts of a model's batches must say."""
-    row = models[wildcards.model]
-    return {
-        "repo": row["repo"],
-        "revision": row["revision"],
-        "settings": receipts.settings_digest(row, config),
-        "sequences": data["sequences"],
-        "batch_size": data["batch_size"],
-    }
+def tokens_of(wildcards):
+    """Return a model's tokens file, as never too new if it is only built again for a whole model.
 
-
-def need(resource):
-    """Return a function that gives what the job's model needs of a resource."""
-    return lambda wildcards: plan.needs(models[wildcards.model])[resource]
-
-
-def column(name):
-    """Return a function that gives the job's model's value in a column of the table of models."""
-    return lambda wildcards: models[wildcards.model][name]
-
-
-def expected_shape(wildcards):
-    """Return what the table says of the model's shape, for `verify` to check."""
-    return {name: models[wildcards.model][name] for name in ("layers", "width", "experts", "top_k")}
+    A damaged or deleted tokens file is built again with the same bytes; that must not send a model
+    whose batches are all valid to a GPU.
+    """
+    tokens = f"results/tokens/{wildcards.model}.parquet"
+    restored = any(
+        not Path(p).exists() or Path(p) in damaged for p in ("results/texts.parquet", tokens)
+    )
+    whole = all(
+        s.exists() and r.exists() and s not in damaged for s, r, _ in pairs_of(wildcards.model)
+    )
+    return ancient(tokens) if restored and whole else tokens

@@ -4,7 +4,7 @@
 rule extract:
     """Run one model over its sequences; compute only the batches that are missing or invalid."""
     input:
-        tokens="results/tokens/{model}.parquet",
+        tokens=tokens_of,
         config=checkpoint_file("config.json"),
         weights=checkpoint_file("*.safetensors*"),
     output:
@@ -17,11 +17,11 @@ rule extract:
     conda:
         "../envs/extract.yaml"
     resources:
-        gpus=need("gpus"),
-        vram_gb=need("vram_gb"),
-        min_memory_gb=need("min_memory_gb"),
-        disk_gb=need("disk_gb"),
-        download_gb=need("download_gb"),
+        gpus=column("gpus"),
+        vram_gb=column("vram_gb"),
+        min_memory_gb=column("min_memory_gb"),
+        disk_gb=column("disk_gb"),
+        download_gb=column("download_gb"),
     params:
         identity=identity,
         device=config["extract"]["device"],

@@ -16,7 +16,7 @@ rule verify:
         "../envs/analysis.yaml"
     params:
         identity=identity,
-        row=expected_shape,
+        row=shape,
         alphas=config["extract"]["alphas"],
         tokens=data["tokens"],
         version=versions.VERIFY,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_outliers import hub, receipts
-from moe_outliers.extract import Batch, Task, extract
+from moe_outliers.extract import Task, extract
 from moe_outliers.job import run
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ def main(job: Any) -> None:
     repo, revision = params.identity["repo"], params.identity["revision"]
     local = revision == "local"
     folder = Path(job.input.config[0]).parent if local else hub.snapshot(repo, revision)
-    expected = receipts.expectations(job.wildcards.model, **params.identity)
+    expected = receipts.expectations(job.wildcards.model, params.identity)
     pairs = zip(
         map(Path, job.output.statistics), map(Path, job.output.receipts), expected, strict=True
     )
     task = Task(
         folder=folder,
         tokens=Path(job.input.tokens),
-        batches=[Batch(*pair) for pair in pairs],
+        batches=[receipts.Pair(*pair) for pair in pairs],
         device="cpu" if params.device == "cpu" else "cuda",
         dtype=params.dtype,
         micro_batch=params.micro_batch,

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def main(job: Any) -> None:
     """Check every pair, write the verdict, valid or not."""
     params, model = job.params, job.wildcards.model
-    expected = receipts.expectations(model, **params.identity)
+    expected = receipts.expectations(model, params.identity)
     pairs = zip(
         map(Path, job.input.statistics), map(Path, job.input.receipts), expected, strict=True
     )
     found = verdict(
         model,
-        list(pairs),
+        [receipts.Pair(*pair) for pair in pairs],
         parquet.read(job.input.tokens, tokenize.SCHEMA),
         Expectation(params.row, params.alphas, params.tokens, params.identity["sequences"]),
     )

@@ -101,6 +101,21 @@ def select(chosen: Any, table: Mapping[str, Row], path: Path) -> dict[str, Row]:
     return {slug: row for slug, row in table.items() if slug in slugs}
 
 
+def models(config: Mapping[str, Any], path: Path, schemas: Path) -> dict[str, Row]:
+    """Check the settings and return the rows of the selected models by slug.
+
+    Args:
+        config: the settings, merged from all files and the command line.
+        path: the table of models.
+        schemas: the folder of the schemas.
+
+    Raises:
+        ValueError: as `check`, `read_table` and `select` do.
+    """
+    check(config, schemas)
+    return select(config["models"], read_table(path, schemas), path)
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """Return a hint that names what was probably meant, or what there is."""
     names = list(names)

@@ -15,18 +15,11 @@ import transformers
 
 from moe_outliers import files, parquet, receipts, resident, statistics, tokenize, versions
 from moe_outliers.checkpoint import digest
+from moe_outliers.failpoints import Failpoint, reach
+from moe_outliers.receipts import Pair
 from moe_outliers.recorder import Array, Recorder
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One pair of output files, and what its receipt must say."""
-
-    statistics: Path
-    receipt: Path
-    expected: receipts.Expected
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Task:
 
     folder: Path
     tokens: Path
-    batches: list[Batch]
+    batches: list[Pair]
     device: str
     dtype: str
     micro_batch: int
@@ -91,7 +84,7 @@ def environment(device: str) -> dict[str, str]:
     }
 
 
-def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Batch]:
+def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]:
     """Pick the batches to compute: the invalid, and with them those of other library versions.
 
     One model's batches must be of one set of versions. Reading the model is what costs; so where
@@ -102,7 +95,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Batch
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
         expected = dataclasses.replace(batch.expected, ids_sha256=ids)
-        batch = Batch(batch.statistics, batch.receipt, expected)  # noqa: PLW2901 - the same, with its ids
+        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, with its ids
         if receipts.fault(batch.statistics, batch.receipt, expected):
             invalid.append(batch)
         elif receipts.read(batch.receipt).versions != here:
@@ -117,7 +110,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Batch
 
 
 def _write_finished(
-    wanted: list[Batch], done: Iterator[int], recorder: Recorder, writer: "_Writer"
+    wanted: list[Pair], done: Iterator[int], recorder: Recorder, writer: "_Writer"
 ) -> dict[str, str]:
     """Write each batch as soon as its last sequence is done; return what failed, and why."""
     results: dict[int, dict[str, Array]] = {}
@@ -141,7 +134,7 @@ class _Writer:
         local = task.batches[0].expected.revision == "local"
         self.checkpoint = digest(task.folder) if local else None
 
-    def write(self, batch: Batch, parts: list[dict[str, Array]]) -> None:
+    def write(self, batch: Pair, parts: list[dict[str, Array]]) -> None:
         """Write one pair, the receipt last."""
         expected, recorder = batch.expected, self.recorder
         ids_sha256 = expected.ids_sha256 or []
@@ -160,10 +153,13 @@ class _Writer:
             sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
             moe_blocks=recorder.moe_blocks,
         )
+        reach(Failpoint.BEFORE_STATISTICS)
         statistics.write(statistics.assemble(variables, coordinates, attributes), batch.statistics)
+        reach(Failpoint.BEFORE_RECEIPT)
         receipts.write(batch.receipt, self._receipt(batch))
+        reach(Failpoint.AFTER_RECEIPT)
 
-    def _receipt(self, batch: Batch) -> receipts.Receipt:
+    def _receipt(self, batch: Pair) -> receipts.Receipt:
         expected = batch.expected
         return receipts.Receipt(
             format=1,

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from moe_outliers.failpoints import Failpoint, reach
 
 ATTEMPT = f"{os.getpid()}-{secrets.token_hex(4)}"
 """Names this process in temporary file names, so that no two ever write to one file."""
@@ -38,6 +40,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         _sync(part)
+        reach(Failpoint.BEFORE_RENAME)
         part.replace(path)
         _sync(path.parent)
     except BaseException:
@@ -98,12 +101,17 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tree_sha256(folder: str | Path, leave_out: frozenset[str] = frozenset()) -> str:
+def tree_sha256(
+    folder: str | Path,
+    leave_out: frozenset[str] = frozenset(),
+    sha256: Callable[[Path], str] = sha256,
+) -> str:
     """Hash the files below a folder, by their relative names and contents.
 
     Args:
         folder: the folder; hidden files below it count too.
         leave_out: file names that do not count.
+        sha256: hashes a file; a memory of digests may stand in.
     """
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)

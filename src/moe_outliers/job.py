@@ -1,12 +1,18 @@
 """What every rule's script shares: its log, its error message, and the digests of what it wrote."""
 
 import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from moe_outliers import files
+from moe_outliers.failpoints import Failpoint, reach
 
 DIGESTS = Path("results/.digests")
 """Where the digests of products lie: one JSON file a product, at the product's own path below."""
@@ -14,13 +20,17 @@ DIGESTS = Path("results/.digests")
 LEFT_OUT = frozenset({".snakemake_timestamp"})
 """Snakemake writes these into a directory after the job."""
 
+ORPHANED_S = 0.2
+"""How often a script looks whether the program that started it still lives."""
+
 
 def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
     """Run the main function of a rule's script.
 
     Log records go to the rule's log, the traceback of a failure too; on the terminal a failure is
     one message. After success the digest of every output is recorded, so that a later run can tell
-    a file that was damaged since.
+    a file that was damaged since. If the controller is killed, this process ends too: it must not
+    write into the files of the run that comes next.
 
     Args:
         main: takes the job and writes its outputs.
@@ -30,6 +40,7 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
     Raises:
         SystemExit: with status 1, if main raised an exception.
     """
+    end_with_controller()
     logging.basicConfig(
         filename=job.log[0],
         filemode="w",
@@ -39,6 +50,7 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
     )
     try:
         main(job)
+        reach(Failpoint.BEFORE_DIGEST)
         if digests:
             for product in job.output:
                 record(product)
@@ -47,6 +59,20 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         print(f"error: {name}{error}\n(the traceback is in {job.log[0]})", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def end_with_controller() -> None:
+    """Watch the nearest Snakemake process above this one, and end this one when it is gone."""
+    controller = next((p for p in psutil.Process().parents() if _is_snakemake(p)), None)
+    if controller is None:
+        return
+
+    def watch() -> None:
+        while controller.is_running() and controller.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(ORPHANED_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def record(product: str | Path) -> None:
@@ -61,7 +87,14 @@ def record_path(product: str | Path) -> Path:
     return DIGESTS / f"{below}.json"
 
 
-def digest(product: str | Path) -> str:
+def digest(product: str | Path, sha256: Callable[[Path], str] = files.sha256) -> str:
     """Hash a file, or a directory by the files in it."""
     path = Path(product)
-    return files.tree_sha256(path, LEFT_OUT) if path.is_dir() else files.sha256(path)
+    return files.tree_sha256(path, LEFT_OUT, sha256) if path.is_dir() else sha256(path)
+
+
+def _is_snakemake(process: psutil.Process) -> bool:
+    try:
+        return any("snakemake" in Path(word).name for word in process.cmdline()[:4])
+    except psutil.Error:
+        return False

@@ -8,7 +8,7 @@ before its sha256 has matched its receipt.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -75,18 +75,39 @@ class Expected:
     ids_sha256: list[str] | None = None
 
 
-def settings_digest(row: dict[str, Any], config: dict[str, Any]) -> str:
-    """Hash what changes a model's numbers: the checkpoint, and the settings of the forward pass."""
+class Pair(NamedTuple):
+    """One batch: its statistics file, its receipt, and what the receipt must say."""
+
+    statistics: Path
+    receipt: Path
+    expected: Expected
+
+
+def identity(row: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Say what all receipts of a model must agree with: its checkpoint and the settings.
+
+    Args:
+        row: the model's row of the table.
+        config: all settings.
+
+    Returns:
+        repo, revision, sequences, batch_size, and settings: a digest of all that changes numbers.
+    """
     extract = config["extract"]
-    return files.sha256_of(
-        {
-            "repo": row["repo"],
-            "revision": row["revision"],
-            "dtype": extract["dtype"],
-            "micro_batch": extract["micro_batch"],
-            "alphas": [float(alpha) for alpha in extract["alphas"]],
-        }
-    )
+    settings = {
+        "repo": row["repo"],
+        "revision": row["revision"],
+        "dtype": extract["dtype"],
+        "micro_batch": extract["micro_batch"],
+        "alphas": [float(alpha) for alpha in extract["alphas"]],
+    }
+    return {
+        "repo": row["repo"],
+        "revision": row["revision"],
+        "settings": files.sha256_of(settings),
+        "sequences": config["data"]["sequences"],
+        "batch_size": config["data"]["batch_size"],
+    }
 
 
 def read(path: str | Path) -> Receipt:
@@ -170,28 +191,34 @@ def batches(sequences: int, batch_size: int) -> list[str]:
     return [f"{number:0{digits}d}" for number in range(count)]
 
 
-def expectations(
-    model: str, *, repo: str, revision: str, settings: str, sequences: int, batch_size: int
-) -> list[Expected]:
+def expectations(model: str, identity: dict[str, Any]) -> list[Expected]:
     """Say what the receipts of a model's batches must say, in order of the batches.
 
     Args:
         model: slug of the model.
-        repo: its repository, as the table names it.
-        revision: its commit, or `local`.
-        settings: as `settings_digest` returns it.
-        sequences: sequences of the sweep.
-        batch_size: sequences of a batch; the last batch may have fewer.
+        identity: as `identity` returns it; the last batch may have fewer sequences than batch_size.
     """
-    starts = range(0, sequences, batch_size)
+    sequences, size = identity["sequences"], identity["batch_size"]
+    common = (model, identity["repo"], identity["revision"])
     return [
         Expected(
-            model,
-            repo,
-            revision,
-            batch,
-            list(range(start, min(start + batch_size, sequences))),
-            settings,
+            *common, batch, list(range(start, min(start + size, sequences))), identity["settings"]
         )
-        for batch, start in zip(batches(sequences, batch_size), starts, strict=True)
+        for batch, start in zip(batches(sequences, size), range(0, sequences, size), strict=True)
     ]
+
+
+def pairs(model: str, identity: dict[str, Any], statistics: str, receipt: str) -> list[Pair]:
+    """Name the pairs of a model.
+
+    Args:
+        model: slug of the model.
+        identity: as `identity` returns it.
+        statistics: path of a statistics file, with {model} and {batch}.
+        receipt: path of its receipt, likewise.
+    """
+    expected = expectations(model, identity)
+    paths = (
+        (p.format(model=model, batch=e.batch) for p in (statistics, receipt)) for e in expected
+    )
+    return [Pair(Path(s), Path(r), e) for (s, r), e in zip(paths, expected, strict=True)]

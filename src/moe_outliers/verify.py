@@ -7,7 +7,6 @@ written; an invalid model's metrics then fail with it, and other models go on.
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,11 +37,9 @@ class Expectation:
     sequences: int
 
 
-Pair = tuple[Path, Path, receipts.Expected]
-"""Statistics file, receipt, and what the receipt must say."""
-
-
-def verdict(model: str, pairs: list[Pair], tokens: pa.Table, expectation: Expectation) -> Verdict:
+def verdict(
+    model: str, pairs: list[receipts.Pair], tokens: pa.Table, expectation: Expectation
+) -> Verdict:
     """Check every pair of a model, and the whole that they make.
 
     Args:
@@ -92,7 +89,9 @@ def refuse_invalid(verdict: Verdict) -> None:
         )
 
 
-def _receipts(pairs: list[Pair], ids: list[str]) -> tuple[list[str], list[receipts.Receipt]]:
+def _receipts(
+    pairs: list[receipts.Pair], ids: list[str]
+) -> tuple[list[str], list[receipts.Receipt]]:
     """Check every pair against its receipt; return the faults, and the sound receipts."""
     faults, sound = [], []
     for path, receipt, expected in pairs:

@@ -1,0 +1,43 @@
+"""Places where a test may kill the program, or make it fail; nothing happens unless it asks.
+
+The environment variable MOE_OUTLIERS_FAILPOINT names one: `before_receipt` kills this process with
+SIGKILL when it comes there, `before_receipt:3` at the third time, `before_receipt!` raises an error
+instead.
+"""
+
+import os
+import signal
+from collections import Counter
+from enum import StrEnum
+
+VARIABLE = "MOE_OUTLIERS_FAILPOINT"
+
+
+class Failpoint(StrEnum):
+    """Every place, in the order in which a run comes past them."""
+
+    HEALED = "healed"
+    OWNED = "owned"
+    BEFORE_RENAME = "before_rename"
+    BEFORE_STATISTICS = "before_statistics"
+    BEFORE_RECEIPT = "before_receipt"
+    AFTER_RECEIPT = "after_receipt"
+    BEFORE_DIGEST = "before_digest"
+
+
+_reached: Counter[Failpoint] = Counter()
+
+
+def reach(point: Failpoint) -> None:
+    """Come past a failpoint."""
+    asked = os.environ.get(VARIABLE)
+    if not asked:
+        return
+    name, _, count = asked.rstrip("!").partition(":")
+    if name != point:
+        return
+    _reached[point] += 1
+    if _reached[point] == int(count or 1):
+        if asked.endswith("!"):
+            raise RuntimeError(f"failpoint {point}")
+        os.kill(os.getpid(), signal.SIGKILL)
