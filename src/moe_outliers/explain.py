@@ -1,0 +1,92 @@
+"""Why a file is, or is not, going to be built again."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+from moe_outliers import checks, files, job, receipts
+from moe_outliers.sweep import Sweep
+
+Line = tuple[str, str]
+"""What is looked at, and what was found."""
+
+
+def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
+    """Explain one file of the results.
+
+    Args:
+        sweep: the sweep that it belongs to.
+        path: the file, relative to the sweep's directory.
+
+    Yields:
+        Findings, the last being what Snakemake would do.
+    """
+    with chdir(sweep.directory):
+        pair = next((p for m in sweep.models for p in sweep.pairs(m) if path in p[:2]), None)
+        yield from _pair(pair) if pair else _product(path)
+    yield "next run", decision(sweep, path)
+
+
+def decision(sweep: Sweep, path: Path) -> str:
+    """Ask Snakemake in a dry run whether it would build a file, and for which reason."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-n",
+        "--directory",
+        str(sweep.directory.resolve()),
+    ]
+    for overlay in sweep.overlays:
+        command += ["--configfile", str(overlay.resolve())]
+    done = subprocess.run(
+        [*command, "--", str(path)], cwd=sweep.workflow, capture_output=True, text=True, check=False
+    )
+    told = done.stdout + done.stderr
+    if "Nothing to be done" in told:
+        return "not built: nothing to be done"
+    for block in told.split("\n[")[1:]:
+        outputs = re.search(r"^    output: (.*)$", block, re.MULTILINE)
+        reason = re.search(r"^    reason: (.*)$", block, re.MULTILINE)
+        built = [re.sub(r" \(\w+\)$", "", o) for o in outputs[1].split(", ")] if outputs else []
+        if str(path) in built:
+            told_reason = (
+                reason[1].replace("Forced execution", "marked as damaged") if reason else "?"
+            )
+            return f"built: {_shorten(told_reason)}"
+    if done.returncode:
+        errors = [line for line in told.splitlines() if line.strip()]
+        return f"Snakemake stops: {errors[-1].strip() if errors else 'without a word'}"
+    return "not built by itself, but something that it depends on is"
+
+
+def _pair(pair: receipts.Pair) -> Iterator[Line]:
+    for file in pair[:2]:
+        yield str(file), f"{file.stat().st_size} bytes" if file.is_file() else "missing"
+    fault = receipts.fault(*pair)
+    yield "valid", f"no: {fault}" if fault else "yes: whole, of this model and these settings"
+    try:
+        receipt = receipts.read(pair.receipt)
+    except (OSError, ValueError):
+        return
+    versions = ", ".join(f"{name} {version}" for name, version in receipt.versions.items())
+    yield "made by", f"version {receipt.engine} of the extraction, {versions}"
+    yield "made on", f"{receipt.device}, {receipt.dtype}, attempt {receipt.attempt}"
+    same = receipt.settings == pair.expected.settings
+    yield "settings", "the same as now" if same else "not those of now (repo, revision or extract)"
+
+
+def _product(path: Path) -> Iterator[Line]:
+    if not path.exists():
+        yield str(path), "missing"
+        return
+    yield str(path), "a folder" if path.is_dir() else f"{path.stat().st_size} bytes"
+    fault = checks.product_fault(path, files.sha256)
+    yield "valid", f"no: {fault}" if fault else f"yes, by {job.record_path(path)}"
+
+
+def _shorten(reason: str, most: int = 300) -> str:
+    return reason if len(reason) <= most else reason[: most - 1] + "…"
