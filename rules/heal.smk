@@ -4,37 +4,18 @@ Reading this file checks every result against its receipt or recorded digest, in
 only. One process owns a folder at a time, from `onstart` to its end: .snakemake/moe-outliers/owner.
 """
 
-import fcntl
 import shutil
-import socket
 import sys
-import time
-from datetime import datetime
+from functools import partial
 
 from snakemake.persistence.file import FilePersistence
 
-from moe_outliers import checks
+from moe_outliers import checks, owner
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.files import PART
 
 state = Path(".snakemake/moe-outliers")
-owner_file = None
-
-
-def say(line):
-    print(line, file=sys.stderr, flush=True)
-
-
-def claim():
-    """Try to become the owner: return the open owner file, or None and who is."""
-    state.mkdir(parents=True, exist_ok=True)
-    file = (state / "owner").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return None, file.read() or "a process that is just starting"
-    return file, None
+say = partial(print, file=sys.stderr, flush=True)
 
 
 def clear_after_dead_owner():
@@ -60,60 +41,36 @@ def find_damage():
 
 
 def mark(store):
-    """Mark what is damaged as incomplete, and take the marks off pairs that are whole."""
+    """Mark what is damaged as incomplete, and take the marks off pairs that are whole.
+
+    A file whose mark names a job elsewhere is left alone: that job is still at work.
+    """
     for path, reason in damaged.items():
         say(f"{path}: {reason}: will be built again")
         if not store._get_external_jobids([str(path)]):
             store._mark_incomplete(str(path), None)
-    for model in models:
-        for statistics, receipt, _ in pairs_of(model):
-            if statistics.exists() and receipt.exists() and statistics not in damaged:
-                for path in map(str, (statistics, receipt)):
-                    if not store._get_external_jobids([path]):
-                        store._unmark_incomplete(path)
+    for pair in (pair for model in models for pair in pairs_of(model)):
+        whole = (
+            pair.statistics.exists() and pair.receipt.exists() and pair.statistics not in damaged
+        )
+        for path in map(str, pair[:2]):
+            if whole and not store._get_external_jobids([path]):
+                store._unmark_incomplete(path)
 
 
 def refuse_without_gpu():
-    """Stop before anything is downloaded, if the forward passes would have to run here without a GPU.
+    """Stop before any download if the forward passes would have to run here, without a GPU.
 
     Raises:
         WorkflowError: naming the two ways out.
     """
     here = workflow.executor_plugin.name == "local" and config["extract"]["device"] != "cpu"
-    needed = any(job.rule.name == "extract" for job in workflow.dag.needrun_jobs())
+    needed = "extract" in {job.rule.name for job in workflow.dag.needrun_jobs()}
     if here and needed and not shutil.which("nvidia-smi"):
         raise WorkflowError(
             "this machine has no NVIDIA GPU. Two ways out: `snakemake --profile runpod` rents one, "
             "`make demo` runs miniature models on the CPU (or set extract: {device: cpu})"
         )
-
-
-def own():
-    """Become the owner for the life of this process.
-
-    Raises:
-        WorkflowError: if another process owns the folder; the message names it.
-    """
-    global owner_file
-    owner_file, who = claim()
-    if owner_file is None:
-        raise WorkflowError(f"this folder is in use by {who}: wait for it, or end it")
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    owner_file.truncate(0)
-    owner_file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-    owner_file.flush()
-
-
-if workflow.is_main_process:
-    claimed, owner = claim()
-    if claimed is None:
-        say(f"another run is under way here: {owner}; nothing is checked or marked beside it")
-    else:
-        clear_after_dead_owner()
-        find_damage()
-        mark(FilePersistence(nolock=True))
-        reach(Failpoint.HEALED)
-        claimed.close()
 
 
 def remove_damaged():
@@ -128,8 +85,24 @@ def remove_damaged():
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
+if workflow.is_main_process:
+    claimed, who = owner.claim(state / "owner")
+    if claimed is None:
+        say(f"another run is under way here: {who}; nothing is checked or marked beside it")
+    else:
+        clear_after_dead_owner()
+        find_damage()
+        mark(FilePersistence(nolock=True))
+        reach(Failpoint.HEALED)
+        claimed.close()
+
+
 onstart:
     refuse_without_gpu()
-    own()
+    own, who = owner.claim(state / "owner")
+    if own is None:
+        raise WorkflowError(f"this folder is in use by {who}: wait for it, or end it")
+    owner.sign(own)
+    workflow.globals["own"] = own  # the lock is held for as long as this process lives
     reach(Failpoint.OWNED)
     remove_damaged()

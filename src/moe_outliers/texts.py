@@ -124,16 +124,17 @@ def read_hub(name: str, subset: str, revision: str) -> Iterator[Document]:
     """
     import datasets
 
+    where = f"data set {name} {subset} at {revision}"
     try:
         rows = datasets.load_dataset(
             name, subset or None, split="train", revision=revision, streaming=True
         )
         for number, row in enumerate(rows):
             if "text" not in row:
-                raise ValueError(f"{name}: the data set has no column `text`, but {', '.join(row)}")
+                raise ValueError(f"it has no column `text`, but {', '.join(row)}")
             yield str(row.get("id", f"row {number}")), row["text"]
-    except (datasets.exceptions.DatasetsError, OSError) as error:
-        raise ValueError(f"data set {name} {subset} at {revision}: {error}") from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _table(rows: list[tuple[str, str, str]]) -> pa.Table:
