@@ -23,8 +23,8 @@ class Fault:
     """What is done to the next answers.
 
     Attributes:
-        kind: a status such as `503`, or `drop` (close halfway through the body), `stall` (send half,
-            then nothing), `flip` (change one byte), `norange` (ignore Range).
+        kind: a status such as `503`, or `drop` (close halfway through the body), `stall` (send
+            half, then nothing), `flip` (change one byte), `norange` (ignore Range).
         pattern: a regular expression that the path must match.
         method: GET, HEAD or any.
         times: how often; it counts down.
