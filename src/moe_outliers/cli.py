@@ -1,7 +1,7 @@
 """The command `moe-outliers`: what Snakemake does not say."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +41,61 @@ def explain(
     found = _load(directory, configfile, workflow)
     for what, finding in explain.explain(found, path):
         typer.echo(f"{what}: {finding}")
+
+
+@app.command()
+def status(
+    directory: Directory = Path(),
+    configfile: Overlays = None,
+    workflow: Workflow = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, as docs/status.md says.")
+    ] = False,
+) -> None:
+    """Say how far each model is, and which pods are rented."""
+    import json as text
+
+    from moe_outliers import status
+
+    found = status.status(_load(directory, configfile, workflow))
+    if json:
+        typer.echo(text.dumps(found, indent=2))
+        return
+    _show(found)
+
+
+@app.command()
+def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
+    """Examine this machine: Python, packages, disk, GPU, hub, SSH; each fault with its fix."""
+    from moe_outliers import doctor
+
+    root = _load(directory, None, workflow).workflow
+    findings = list(doctor.examine(root, directory))
+    signs = {"ok": "ok     ", "warning": "warning", "fault": "FAULT  "}
+    for finding in findings:
+        fix = f" -> {finding.fix}" if finding.fix else ""
+        typer.echo(f"{signs[finding.state]} {finding.what}: {finding.found}{fix}")
+    if any(finding.state == "fault" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Print a status as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "batches", "tokens", "verify", "metrics", "bootstrap", box=None)
+    for model, row in found["models"].items():
+        damaged = f" ({row['batches_invalid']} damaged)" if row["batches_invalid"] else ""
+        batches = f"{row['batches_valid']}/{row['batches_total']}{damaged}"
+        table.add_row(
+            model, batches, row["tokens"], row["verify"], row["metrics"], row["bootstrap"]
+        )
+    console = Console()
+    console.print(table)
+    console.print("  ".join(f"{name}: {state}" for name, state in found["sweep"].items()))
+    if found["pods"] is not None:
+        console.print_json(data=found["pods"])
 
 
 def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -> sweep.Sweep:
