@@ -9,7 +9,7 @@ from moe_outliers import configuration, plan, receipts, versions
 
 def here(path):
     """Return a path of the workflow's folder as seen from the working directory."""
-    return os.path.relpath(Path(workflow.basedir, path))
+    return path if os.path.isabs(path) else os.path.relpath(Path(workflow.basedir, path))
 
 
 try:

@@ -42,9 +42,8 @@ class Said:
 def command(*arguments: str | Path, directory: Path | None = None, overlay: Path | None = None):
     """Return the command line of a run of this workflow."""
     words = [sys.executable, "-m", "snakemake", "--quiet", "rules"]
-    words += ["--directory", str(directory)] if directory else []
     words += ["--configfile", str(overlay)] if overlay else []
-    return [*words, *map(str, arguments)]
+    return [*words, "--directory", str(directory or "."), *map(str, arguments)]
 
 
 def snakemake(

@@ -92,10 +92,12 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     """
     invalid, others = [], []
     here = environment(task.device)
+    local = task.batches[0].expected.revision == "local"
+    checkpoint = digest(task.folder) if local else None
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
-        expected = dataclasses.replace(batch.expected, ids_sha256=ids)
-        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, with its ids
+        expected = dataclasses.replace(batch.expected, ids_sha256=ids, checkpoint=checkpoint)
+        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, knowing more
         if receipts.fault(batch.statistics, batch.receipt, expected):
             invalid.append(batch)
         elif receipts.read(batch.receipt).versions != here:
@@ -131,8 +133,6 @@ class _Writer:
 
     def __init__(self, task: Task, recorder: Recorder, attributes: dict[str, Any]) -> None:
         self.task, self.recorder, self.attributes = task, recorder, attributes
-        local = task.batches[0].expected.revision == "local"
-        self.checkpoint = digest(task.folder) if local else None
 
     def write(self, batch: Pair, parts: list[dict[str, Array]]) -> None:
         """Write one pair, the receipt last."""
@@ -156,32 +156,32 @@ class _Writer:
         reach(Failpoint.BEFORE_STATISTICS)
         statistics.write(statistics.assemble(variables, coordinates, attributes), batch.statistics)
         reach(Failpoint.BEFORE_RECEIPT)
-        receipts.write(batch.receipt, self._receipt(batch))
+        receipts.write(batch.receipt, **self._receipt(batch))
         reach(Failpoint.AFTER_RECEIPT)
 
-    def _receipt(self, batch: Pair) -> receipts.Receipt:
+    def _receipt(self, batch: Pair) -> dict[str, Any]:
         expected = batch.expected
-        return receipts.Receipt(
-            format=1,
-            file=batch.statistics.name,
-            size=batch.statistics.stat().st_size,
-            sha256=files.sha256(batch.statistics),
-            model=expected.model,
-            repo=expected.repo,
-            revision=expected.revision,
-            checkpoint=self.checkpoint,
-            batch=expected.batch,
-            sequences=expected.sequences,
-            ids_sha256=expected.ids_sha256 or [],
-            settings=expected.settings,
-            engine=versions.EXTRACT,
-            versions=environment(self.task.device),
-            device=self.attributes["device"],
-            dtype=self.attributes["norm_dtype"],
-            attempt=files.ATTEMPT,
-            plan=[],
-            pod=_pod(time.monotonic() - self.task.started),
-        )
+        return {
+            "format": 1,
+            "file": batch.statistics.name,
+            "size": batch.statistics.stat().st_size,
+            "sha256": files.sha256(batch.statistics),
+            "model": expected.model,
+            "repo": expected.repo,
+            "revision": expected.revision,
+            "checkpoint": expected.checkpoint,
+            "batch": expected.batch,
+            "sequences": expected.sequences,
+            "ids_sha256": expected.ids_sha256 or [],
+            "settings": expected.settings,
+            "engine": versions.EXTRACT,
+            "versions": environment(self.task.device),
+            "device": self.attributes["device"],
+            "dtype": self.attributes["norm_dtype"],
+            "attempt": files.ATTEMPT,
+            "plan": [],
+            "pod": _pod(time.monotonic() - self.task.started),
+        }
 
 
 def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
@@ -211,11 +211,13 @@ def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
     }
 
 
-def _pod(seconds: float) -> receipts.Pod | None:
+def _pod(seconds: float) -> dict[str, Any] | None:
     """Describe the rented machine that this runs on, from its environment."""
     if not (name := os.environ.get("RUNPOD_POD_ID")):
         return None
     price = os.environ.get("RUNPOD_PRICE_USD_PER_H")
-    return receipts.Pod(
-        id=name, price_usd_per_h=float(price) if price else None, seconds=round(seconds, 1)
-    )
+    return {
+        "id": name,
+        "price_usd_per_h": float(price) if price else None,
+        "seconds": round(seconds, 1),
+    }
