@@ -31,6 +31,9 @@ def find_damage():
     hashes = checks.Hashes(state / "hashes.json", full=config["receipts"] == "full")
     for model in models:
         damaged.update(checks.pair_faults(pairs_of(model), hashes))
+        verdict = Path(f"results/verify/{model}.json")
+        if verdict.exists() and not all(pair.statistics.exists() for pair in pairs_of(model)):
+            damaged[verdict] = "a batch that it judges is missing"
     makers = [each for each in workflow.rules if each.name != "extract"]
     for path in sorted(Path("results").rglob("*")):
         hidden = any(part.startswith(".") for part in path.parts)

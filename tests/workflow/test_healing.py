@@ -119,6 +119,17 @@ def test_another_models_pair_copied_into_place_is_refused(undisturbed, tmp_path)
     assert run.digests() == undisturbed.digests()
 
 
+def test_a_batch_of_which_nothing_is_left_is_built_again_for_whatever_needs_it(
+    undisturbed, tmp_path
+):
+    run = undisturbed.copy(tmp_path / "run")
+    for path in run.pair(OLMOE, 1):
+        path.unlink()
+    said = run("-n", *VERDICTS)
+    assert said.damaged == {f"results/verify/{OLMOE}.json": "a batch that it judges is missing"}
+    assert said.jobs == {"extract": 1, "verify": 1}
+
+
 def test_what_is_only_touched_is_not_built_again(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     for path in run.pair(OLMOE, 0):
