@@ -19,8 +19,8 @@ $(INSTALLED): pyproject.toml envs/constraints.txt
 check: lint types test
 
 lint: install
-	$(BIN)/ruff format --check src scripts tests
-	$(BIN)/ruff check src scripts tests
+	$(BIN)/ruff format --check src scripts tests benchmarks
+	$(BIN)/ruff check src scripts tests benchmarks
 	$(BIN)/snakefmt --check .
 	$(BIN)/snakemake --lint
 
@@ -34,8 +34,8 @@ test-all: install
 	$(BIN)/python -m pytest -m 'not gpu'
 
 format: install
-	$(BIN)/ruff format src scripts tests
-	$(BIN)/ruff check --fix src scripts tests
+	$(BIN)/ruff format src scripts tests benchmarks
+	$(BIN)/ruff check --fix src scripts tests benchmarks
 	$(BIN)/snakefmt .
 
 constraints:
