@@ -1,5 +1,7 @@
 """The command `moe-outliers`: what Snakemake does not say."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +81,25 @@ def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
         raise typer.Exit(1)
 
 
+export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a form for others.")
+app.add_typer(export, name="export")
+
+
+@export.command()
+def rocrate(
+    folder: Annotated[Path, typer.Argument(help="Where the crate goes; must not exist yet.")],
+    directory: Directory = Path(),
+    configfile: Overlays = None,
+    workflow: Workflow = None,
+) -> None:
+    """Write an RO-Crate: every input, tool version, parameter and output, with digests."""
+    from moe_outliers import crate
+
+    found = _load(directory, configfile, workflow)
+    with _refusals():
+        typer.echo(f"{folder}: {crate.write(found, folder)} files")
+
+
 def _show(found: dict[str, Any]) -> None:
     """Print a status as a table."""
     from rich.console import Console
@@ -99,8 +120,15 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -> sweep.Sweep:
-    try:
+    with _refusals():
         return sweep.load(directory, overlays or [], workflow)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say what is wrong in one line, and end with status 1."""
+    try:
+        yield
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
