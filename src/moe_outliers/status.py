@@ -19,6 +19,8 @@ STEPS = {
 }
 """The product of each step of one model, in order."""
 
+LOG = "logs/extract/{model}.log"
+
 WHOLE = {"texts": "results/texts.parquet", "figures": "results/figures", "tables": "results/tables"}
 """The products of all models together."""
 
@@ -28,8 +30,9 @@ def status(sweep: Sweep) -> dict[str, Any]:
 
     Returns:
         `models`: for each model batches_valid, batches_total, batches_invalid, and the state of
-        each step: done, missing, damaged, or for verify valid or invalid; `sweep`: the state of
-        what all models share; `pods`: what the ledger of rented machines says, null without one.
+        each step: done, missing, damaged, or for verify valid or invalid, and `progress`, the last
+        line of the extraction's log; `sweep`: the state of what all models share; `pods`: what the
+        ledger of rented machines says, null without one.
     """
     with chdir(sweep.directory):
         memory = Path(".snakemake/moe-outliers/hashes.json")
@@ -51,7 +54,18 @@ def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dic
         "batches_valid": len(there) - len(faults),
         "batches_invalid": len(faults),
         **states,
+        "progress": _last_line(Path(LOG.format(model=model))),
     }
+
+
+def _last_line(log: Path, most: int = 4096) -> str:
+    """Return the last line of a log, or nothing."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - most, 0))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _state(product: Path, sha256: Callable[[Path], str]) -> str:
