@@ -1,15 +1,24 @@
 """The command `moe-outliers`: what Snakemake does not say."""
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moe_outliers import sweep
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WATCH_S = 2.0
+"""How often a watched status is shown anew."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a form for others.")
+app.add_typer(export, name="export")
 
 Directory = Annotated[Path, typer.Option(help="The folder in which results/ lies.")]
 Overlays = Annotated[
@@ -50,20 +59,31 @@ def status(
     directory: Directory = Path(),
     configfile: Overlays = None,
     workflow: Workflow = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, as docs/status.md says.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until interrupted.")] = False,
 ) -> None:
     """Say how far each model is, and which pods are rented."""
     import json as text
 
+    from rich.console import Console
+    from rich.live import Live
+
     from moe_outliers import status
 
-    found = status.status(_load(directory, configfile, workflow))
+    found = _load(directory, configfile, workflow)
     if json:
-        typer.echo(text.dumps(found, indent=2))
+        typer.echo(text.dumps(status.status(found), indent=2))
         return
-    _show(found)
+    if not watch:
+        Console().print(_table(status.status(found)))
+        return
+    with (
+        Live(_table(status.status(found)), auto_refresh=False) as live,
+        suppress(KeyboardInterrupt),
+    ):
+        while True:
+            time.sleep(WATCH_S)
+            live.update(_table(status.status(found)), refresh=True)
 
 
 @app.command()
@@ -81,10 +101,6 @@ def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
         raise typer.Exit(1)
 
 
-export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a form for others.")
-app.add_typer(export, name="export")
-
-
 @export.command()
 def rocrate(
     folder: Annotated[Path, typer.Argument(help="Where the crate goes; must not exist yet.")],
@@ -100,23 +116,22 @@ def rocrate(
         typer.echo(f"{folder}: {crate.write(found, folder)} files")
 
 
-def _show(found: dict[str, Any]) -> None:
-    """Print a status as a table."""
-    from rich.console import Console
+def _table(found: dict[str, Any]) -> "RenderableType":
+    """Draw a status: a row a model, a line for the sweep, the pods."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("model", "batches", "tokens", "verify", "metrics", "bootstrap", box=None)
+    steps = ["tokens", "verify", "metrics", "bootstrap"]
+    table = Table("model", "batches", *steps, "progress", box=None)
     for model, row in found["models"].items():
         damaged = f" ({row['batches_invalid']} damaged)" if row["batches_invalid"] else ""
         batches = f"{row['batches_valid']}/{row['batches_total']}{damaged}"
-        table.add_row(
-            model, batches, row["tokens"], row["verify"], row["metrics"], row["bootstrap"]
-        )
-    console = Console()
-    console.print(table)
-    console.print("  ".join(f"{name}: {state}" for name, state in found["sweep"].items()))
-    if found["pods"] is not None:
-        console.print_json(data=found["pods"])
+        done = row["batches_valid"] == row["batches_total"]
+        table.add_row(model, batches, *(row[s] for s in steps), "" if done else row["progress"])
+    shared = "  ".join(f"{name}: {state}" for name, state in found["sweep"].items())
+    pods = [Text(f"pods: {found['pods']}")] if found["pods"] is not None else []
+    return Group(table, Text(shared), *pods)
 
 
 def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -> sweep.Sweep:
