@@ -16,6 +16,10 @@ $(INSTALLED): pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,test]'
 	touch $@
 
+demo: install
+	$(BIN)/python -m moe_outliers.miniatures demo/models
+	$(BIN)/snakemake --directory demo --configfile config/demo.yaml
+
 check: lint types test
 
 lint: install

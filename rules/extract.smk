@@ -16,6 +16,8 @@ rule extract:
         "logs/extract/{model}.benchmark.tsv"
     conda:
         "../envs/extract.yaml"
+    # All of them: on one machine, one model after the other.
+    threads: workflow.cores
     resources:
         gpus=column("gpus"),
         vram_gb=column("vram_gb"),
