@@ -16,8 +16,8 @@ rule extract:
         "logs/extract/{model}.benchmark.tsv"
     conda:
         "../envs/extract.yaml"
-    # All of them: on one machine, one model after the other.
-    threads: workflow.cores
+    # All of them with a GPU: on one machine, one model after the other.
+    threads: 1 if config["extract"]["device"] == "cpu" else workflow.cores
     resources:
         gpus=column("gpus"),
         vram_gb=column("vram_gb"),

@@ -57,6 +57,8 @@ def extract(task: Task, progress: Progress) -> None:
     if not wanted:
         progress("every batch is valid: nothing to do")
         return
+    if task.device == "cpu":
+        torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on their number
     for batch in wanted:
         if reason := receipts.fault(batch.statistics, batch.receipt, batch.expected):
             progress(f"{batch.statistics}: {reason}: computing it")
