@@ -76,10 +76,10 @@ class Recorder:
             self.norm_dtypes.add(str(x.dtype).removeprefix("torch."))
             eps = getattr(norm, "variance_epsilon", None) or norm.eps
             if number not in self.gain:
-                self.gain[number] = norm.weight.float() + self.family.unit_offset
+                self.gain[number] = norm.weight.detach().float() + self.family.unit_offset
                 bias = getattr(norm, "bias", None)
                 self.offset[number] = (
-                    torch.zeros_like(self.gain[number]) if bias is None else bias.float()
+                    torch.zeros_like(self.gain[number]) if bias is None else bias.detach().float()
                 )
             for row, sequence in enumerate(self.sequences):
                 z = reduction.normalised(args[0][row], eps=eps, layer_norm=self.family.layer_norm)
