@@ -38,6 +38,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, with all else that does not fit
         **arguments,
     )
     wrong = {kind: sorted(map(str, loading[kind])) for kind in loading if loading[kind]}
