@@ -36,7 +36,7 @@ def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, A
         answer=list(story.answer(summary)),
         differences=list(story.differences(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
-        models=[_model(model, found) for model, found in summary["models"].items()],
+        models=[_model(model, found) for model, found in story.models_of(summary).items()],
         coverage=[row for row in summary["validation"]["coverage"] if row["used"]],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),

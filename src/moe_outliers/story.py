@@ -34,9 +34,14 @@ NUMBERS = {
 """The numbers of a model's page: what each is, and what fires."""
 
 
+def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
+    """Return the models in the order of the table of models."""
+    return dict(sorted(summary["models"].items(), key=lambda item: item[1]["number"]))
+
+
 def answer(summary: Summary) -> Iterator[str]:
     """Say which models are of which class, and how sure that is."""
-    models = summary["models"]
+    models = models_of(summary)
     kinds: dict[str, list[str]] = {}
     for model, found in models.items():
         kinds.setdefault(found["model_class"], []).append(model)
@@ -64,9 +69,9 @@ def how_sure(model: str, found: Mapping[str, Any]) -> str:
         )
     extent = found["numbers"].get("extent_site_share", {}).get("fires")
     if extent and extent["estimate"] is not None:
-        parts.append(f"their mean extent is {interval(extent)}")
+        parts.append(f"mean extent of the outlier features {interval(extent)}")
     if stable := _range(found, "model_class", "alpha"):
-        parts.append(stable)
+        parts.append(f"the class is {stable}")
     return "; ".join(parts) + "."
 
 
@@ -93,14 +98,18 @@ def controls(found: Mapping[str, Any]) -> Iterator[str]:
 
 def differences(summary: Summary) -> Iterator[str]:
     """Say which differences between models survive the correction for their number."""
-    rows = [row for row in summary["differences"] if row["basis"] in (None, "fires")]
-    if not rows:
+    count = 0
+    for metric, (meaning, basis) in NUMBERS.items():
+        found = [
+            f"{row['model_a']} less {row['model_b']} {interval(row)}"
+            for row in summary["differences"]
+            if row["metric"] == metric and row["basis"] in (basis, None)
+        ]
+        count += len(found)
+        if found:
+            yield f"{meaning[0].upper()}{meaning[1:]}: {'; '.join(found)}."
+    if not count:
         yield "No difference between two models survives Holm's correction over all pairs."
-    for row in rows[:20]:
-        yield (
-            f"{row['metric']}: {row['model_a']} less {row['model_b']} is {interval(row)} "
-            f"(p = {row['p_holm']:.2g} after Holm)."
-        )
 
 
 def legacy(found: Mapping[str, Any]) -> Iterator[str]:
