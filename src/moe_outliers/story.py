@@ -63,10 +63,13 @@ def how_sure(model: str, found: Mapping[str, Any]) -> str:
     mass = found["mass_shares"].get(kind)
     parts = [f"{model} is called {label}"]
     if mass is not None:
-        count = found["classes_of_features"][kind]
-        parts.append(
-            f"{count:.0f} of its features are {label} and hold {mass:.0%} of its outlier mass"
+        count = int(found["classes_of_features"][kind])
+        features = (
+            f"1 feature is {label} and holds"
+            if count == 1
+            else f"{count} features are {label} and hold"
         )
+        parts.append(f"{features} {mass:.0%} of the outlier mass")
     extent = found["numbers"].get("extent_site_share", {}).get("fires")
     if extent and extent["estimate"] is not None:
         parts.append(f"mean extent of the outlier features {interval(extent)}")
