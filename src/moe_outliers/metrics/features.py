@@ -191,8 +191,8 @@ def profile(study: Study, extremes: Extremes, features: pa.Table) -> pa.Table:
         extremes: of the model.
         features: as `describe` returns it.
     """
-    ranks, share = (features[name].to_numpy() for name in ("mass_rank", "mass_share"))
-    chosen = np.argsort(ranks)[: min(PROFILED, int((share > 0).sum()))]
+    ranks = features["mass_rank"].to_numpy()
+    chosen = np.argsort(ranks)[:PROFILED]
     positions = study.counts.positions[:, None, None]
     statistics, sites = study.statistics, study.counts.sites
     signed = extremes.signed[:, :, chosen].astype(float)

@@ -129,7 +129,7 @@ def summarise(classes: FeatureClasses, counts: Array) -> dict[str, Any]:
     """
     by_class = mass_by_class(mass(counts), classes.label)
     held = {
-        name: float(np.nanmean(share)) if not np.isnan(share).all() else 0.0
+        name: min(float(np.nanmean(share)), 1.0) if not np.isnan(share).all() else 0.0
         for name, share in by_class.items()
     }
     return {
