@@ -124,6 +124,7 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
     gains = Gains.of(statistics["gain"].values, size.largest_site)
     offset = statistics["offset"].values[size.largest_site, np.arange(study.features)]
     surrogate, criteria = Surrogate.of(statistics), study.criteria
+    expected = surrogate.coverage("x", criteria.magnitude)
     quartiles = dict(
         zip(("magnitude_q25", "magnitude_median", "magnitude_q75"), size.quartiles, strict=True)
     )
@@ -141,10 +142,8 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
         "gain_z_score": gains.z_score,
         "log2_gain_at_largest": _log2(gains.at_largest),
         "log2_z_at_largest": _log2(np.abs(size.largest - offset)) - _log2(gains.at_largest),
-        "surrogate_extent_share": surrogate.extent(
-            "x", criteria.magnitude, criteria.position_share
-        ),
-        "surrogate_coverage_share": surrogate.coverage("x", criteria.magnitude).mean(axis=0),
+        "surrogate_extent_share": surrogate.extent(expected, criteria.position_share),
+        "surrogate_coverage_share": expected.mean(axis=0),
     }
 
 
