@@ -17,7 +17,7 @@ rule comparison:
     conda:
         "../envs/analysis.yaml"
     params:
-        rows=rows,
+        rows=list(rows.values()),
         criteria=config["outliers"],
         resamples=config["bootstrap"]["resamples"],
         confidence=config["bootstrap"]["confidence"],

@@ -69,7 +69,7 @@ rule tables:
     conda:
         "../envs/analysis.yaml"
     params:
-        rows=rows,
+        rows=list(rows.values()),
         criteria=config["outliers"],
         seed=config["seed"],
         version=versions.TABLES,

@@ -16,11 +16,11 @@ def main(job: Any) -> None:
     params, names = job.params, ("values", "sequences", "tokens")
     paths = zip(*(job.input[name] for name in names), strict=True)
     models = {
-        model: Measured(
+        row["model"]: Measured(
             *(parquet.read(path, metrics.TABLES[n]) for n, path in zip(names, three, strict=True)),
             row=row,
         )
-        for (model, row), three in zip(params.rows.items(), paths, strict=True)
+        for row, three in zip(params.rows, paths, strict=True)
     }
     tables = compare(
         models,

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 def main(job: Any) -> None:
     """Read every table of every model, write them stacked, and the summary."""
     paths = list(map(Path, [*job.input.metrics, *job.input.others]))
+    rows = {row["model"]: row for row in job.params.rows}
     models = {}
-    for model, intervals in zip(job.params.rows, job.input.intervals, strict=True):
+    for model, intervals in zip(rows, job.input.intervals, strict=True):
         own = {p.name.removeprefix(f"{model}.").removesuffix(".parquet"): p for p in paths}
         own |= {"values": Path(f"results/metrics/{model}.parquet"), "intervals": Path(intervals)}
         models[model] = {n: parquet.read(own[n]) for n in (*tables.OF_MODELS, "intervals")}
     found = tables.collect(
         models,
-        job.params.rows,
+        rows,
         {Path(path).stem: parquet.read(path) for path in job.input.comparison},
         {Path(path).stem: parquet.read(path) for path in job.input.validation},
         reference.read(Path(job.input.reference)),

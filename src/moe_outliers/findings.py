@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from moe_outliers import parquet
-from moe_outliers.metrics.classes import INDETERMINATE, SEQUENCES, UNCLASSIFIED
+from moe_outliers.metrics.classes import INDETERMINATE, SEQUENCES
 from moe_outliers.metrics.values import NOT_RECORDED
 
 TEXT, REAL = pa.string(), pa.float64()
@@ -120,7 +120,7 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
     values = tables["values"]
     lacking = sorted(values[values["note"] == NOT_RECORDED]["metric"].unique())
     return {
-        "few_sequences": row["model_class"] == UNCLASSIFIED
+        "few_sequences": row["sequences"] < SEQUENCES
         and f"{row['sequences']} sequences: classes need at least {SEQUENCES}",
         "indeterminate": row["model_class"] == INDETERMINATE
         and "the class depends on features whose own class is not resolved",

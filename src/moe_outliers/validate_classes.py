@@ -19,6 +19,7 @@ from moe_outliers.metrics.classes import (
     UNCLASSIFIED,
     classify,
 )
+from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import Z_MAGNITUDE, least, site_extent
 from moe_outliers.metrics.study import Criteria
 
@@ -168,9 +169,7 @@ def _classed_model(n: int, criteria: Criteria, rng: Any) -> list[Array]:
         fires,
         site_extent(by_x),
         layer_share=criteria.layer_share,
-        period=1,
-        rng=rng,
-        permutations=PERMUTATIONS,
+        shifts=Shifts.draw(fires, 1, rng, PERMUTATIONS),
     )
     return [found.label[i : i + TOGETHER] for i in range(0, len(found.label), TOGETHER)]
 

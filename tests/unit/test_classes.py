@@ -6,6 +6,7 @@ import pytest
 from moe_outliers import validate_classes
 from moe_outliers.metrics import classes
 from moe_outliers.metrics.classes import classify, model_class
+from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import site_extent
 from moe_outliers.metrics.study import Criteria
 from moe_outliers.validate_classes import Truth
@@ -18,9 +19,7 @@ def _classify(fires, candidate=None, seed=0, permutations=999, period=1):
         fires,
         site_extent(fires if candidate is None else candidate),
         layer_share=0.25,
-        period=period,
-        rng=np.random.default_rng(seed),
-        permutations=permutations,
+        shifts=Shifts.draw(fires, period, np.random.default_rng(seed), permutations),
     )
 
 

@@ -131,9 +131,13 @@ def test_the_surrogate_expects_what_gaussian_activations_show():
         seen = (counts.at(basis, alpha) / 256).mean(axis=(0, 1))
         wanted = surrogate.coverage(basis, alpha).mean(axis=0)
         assert np.allclose(seen[:9], wanted[:9], atol=5 * 0.5 / np.sqrt(16 * 2 * 256))
-    assert surrogate.features("x", 6, 0.06, 0.25) == (2, pytest.approx(0.95, abs=0.05))
-    assert surrogate.features("fires", 6, 0.06, 0.25)[0] == 0
-    assert surrogate.features("z", 3, 0.0, 0.25)[0] == 400
+
+    def candidates(basis, alpha, share):
+        return surrogate.features(surrogate.coverage(basis, alpha), share, 0.25)
+
+    assert candidates("x", 6, 0.06) == (2, pytest.approx(0.95, abs=0.05))
+    assert candidates("fires", 6, 0.06)[0] == 0
+    assert candidates("z", 3, 0.0)[0] == 400
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.06, 0.25])
@@ -144,7 +148,7 @@ def test_the_surrogates_extent_is_the_binomial_chance_to_fire(share):
     x, z = 2 * stats.norm.sf(6 / gain[0]), 2 * stats.norm.sf(3)
     for basis, chance in (("x", x), ("fires", np.minimum(x, z))):
         wanted = stats.binom.sf(enough - 1, 2048, chance)
-        assert np.allclose(surrogate.extent(basis, 6, share), wanted, atol=2e-4)
+        assert np.allclose(surrogate.extent(surrogate.coverage(basis, 6), share), wanted, atol=2e-4)
 
 
 def test_the_surrogate_has_an_offset_where_the_norm_has():

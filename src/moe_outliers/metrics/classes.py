@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from moe_outliers.metrics.consistency import attainable, shift_test
+from moe_outliers.metrics.consistency import Shifts, shift_test
 from moe_outliers.metrics.counts import reaches, site_extent
 from moe_outliers.metrics.selection import select
 from moe_outliers.multiplicity import benjamini_hochberg
@@ -74,9 +74,8 @@ def classify(
     candidate_extent: Array,
     *,
     layer_share: float,
-    period: int,
-    rng: np.random.Generator,
-    permutations: int,
+    shifts: Shifts,
+    screen: int | None = None,
 ) -> FeatureClasses:
     """Class every feature.
 
@@ -85,9 +84,8 @@ def classify(
         candidate_extent: (sequence, feature), the extent that makes a candidate: that of x where
             `fires` asks for x and z.
         layer_share: the smallest mean extent.
-        period: blocks a shift of the test is a multiple of.
-        rng: draws the shifts.
-        permutations: of the test.
+        shifts: the permutations of the test.
+        screen: permutations of features that it cannot reject; None for all.
     """
     extent = site_extent(fires)
     n, mean = len(extent), extent.mean(axis=0)
@@ -107,12 +105,12 @@ def classify(
         label[unresolved], label[tested] = INDETERMINATE, PROBABILISTIC
     agreement, expected, kappa, p = np.full((4, len(mean)), np.nan)
     if tested.any():
-        test = shift_test(fires[:, :, tested], period, rng, permutations)
+        test = shift_test(fires[:, :, tested], shifts, screen)
         agreement[tested], expected[tested] = test.consistency, test.expected
         kappa[tested], p[tested] = test.kappa, test.p
     q = benjamini_hochberg(p)
     label[tested & (q <= FALSE_DISCOVERY) & (kappa >= KAPPA)] = BANDED
-    if tested.any() and attainable(n, fires.shape[1], period) > FALSE_DISCOVERY:
+    if tested.any() and shifts.least_p > FALSE_DISCOVERY:
         label[tested] = INDETERMINATE
     return FeatureClasses(
         label.astype(str), mean, above, sign_p, upper, agreement, expected, kappa, p, q

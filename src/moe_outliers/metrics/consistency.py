@@ -17,6 +17,9 @@ Array = NDArray[Any]
 PERMUTATIONS = 9_999
 """Permutations of the test."""
 
+HOPELESS = 0.2
+"""A screened test ends early for a feature whose p is above this: no correction rejects it."""
+
 CHUNK = 256
 """Features whose Jaccard indices at every shift are held at a time."""
 
@@ -70,61 +73,91 @@ def consistency(fires: Array) -> Array:
     return np.concatenate(means) if means else np.zeros(0)
 
 
-def shift_test(
-    fires: Array, period: int, rng: np.random.Generator, permutations: int = PERMUTATIONS
-) -> ShiftTest:
+@dataclass(frozen=True)
+class Shifts:
+    """The permutations of the test: they serve every feature of a model, at every threshold.
+
+    Attributes:
+        steps: (shift,), how far the shifts move a site, in sites; the first is 0.
+        plan: (permutation, pair and relative shift), the weight of each Jaccard index in J.
+        least_p: the smallest p value that so many sequences and shifts can give.
+    """
+
+    steps: Array
+    plan: sparse.csr_array
+    least_p: float
+
+    @classmethod
+    def draw(
+        cls,
+        fires: Array,
+        period: int,
+        rng: np.random.Generator,
+        permutations: int = PERMUTATIONS,
+    ) -> "Shifts":
+        """Draw a shift for each sequence and permutation.
+
+        Args:
+            fires: (sequence, site, feature), of which the sizes count; two sites a block.
+            period: blocks a shift is a multiple of, so that each site moves to one of its kind.
+            rng: draws the shifts.
+            permutations: how many.
+        """
+        sequences, sites, _ = fires.shape
+        steps = np.arange(0, sites, 2 * period)
+        chosen = rng.integers(0, len(steps), (permutations, sequences))
+        first, second = np.triu_indices(sequences, 1)
+        relative = (chosen[:, second] - chosen[:, first]) % len(steps)
+        columns = np.arange(len(first)) * len(steps) + relative
+        weights = np.full(columns.size, 1 / len(first))
+        starts = np.arange(permutations + 1) * len(first)
+        shape = (permutations, len(first) * len(steps))
+        plan = sparse.csr_array((weights, columns.ravel(), starts), shape=shape)
+        return cls(steps, plan, float(len(steps)) ** -(sequences - 1))
+
+
+def shift_test(fires: Array, shifts: Shifts, screen: int | None = None) -> ShiftTest:
     """Test whether sequences fire at the same depth more than their extents alone would give.
 
     Args:
         fires: (sequence, site, feature), bool; at least two sequences, two sites a block.
-        period: blocks a shift is a multiple of, so that each site moves to one of its kind.
-        rng: draws the shifts; the same shifts serve every feature.
-        permutations: how many.
+        shifts: the permutations.
+        screen: after so many the test ends for hopeless features; None tries all for each.
 
     Source: Besag and Clifford 1989 for p; Cohen 1960 for the form of kappa.
     """
-    sequences, sites, features = fires.shape
-    shifts = np.arange(0, sites, 2 * period)
-    chosen = rng.integers(0, len(shifts), (permutations, sequences))
-    plan = _plan(chosen, len(shifts))
     found: list[Array] = [np.zeros((3, 0))]
-    for start in range(0, features, CHUNK):
-        indices = _indices(fires[:, :, start : start + CHUNK], shifts)
+    for start in range(0, fires.shape[2], CHUNK):
+        indices = _indices(fires[:, :, start : start + CHUNK], shifts.steps)
         observed = indices[:, 0].mean(axis=0)
-        null = plan @ indices.reshape(-1, indices.shape[-1])
-        hits = (null >= observed - ROUNDING).sum(axis=0)
-        found.append(np.stack([observed, indices.mean(axis=(0, 1)), hits]))
-    observed, expected, hits = np.concatenate(found, axis=1)
+        p = _p_values(shifts.plan, indices.reshape(-1, indices.shape[-1]), observed, screen)
+        found.append(np.stack([observed, indices.mean(axis=(0, 1)), p]))
+    observed, expected, p = np.concatenate(found, axis=1)
     room = 1 - expected
     certain = room < ROUNDING
     kappa = np.where(certain, np.nan, (observed - expected) / np.where(certain, 1, room))
-    return ShiftTest(observed, expected, kappa, (1 + hits) / (1 + permutations))
+    return ShiftTest(observed, expected, kappa, p)
 
 
-def attainable(sequences: int, sites: int, period: int) -> float:
-    """Return the smallest p value that the shifts of so many sequences can give."""
-    shifts = sites // (2 * period)
-    return float(shifts) ** -(sequences - 1)
-
-
-def _plan(chosen: Array, shifts: int) -> sparse.csr_array:
-    """Say which Jaccard indices each permutation averages.
+def _p_values(plan: sparse.csr_array, indices: Array, observed: Array, screen: int | None) -> Array:
+    """Compare J with its permutations, for hopeless features with the first few alone.
 
     Args:
-        chosen: (permutation, sequence), the shift of each sequence.
-        shifts: number of shifts.
-
-    Returns:
-        (permutation, pair and relative shift), one over the number of pairs where it takes part.
+        plan: of the shifts.
+        indices: (pair and shift, feature), Jaccard indices.
+        observed: (feature,), J.
+        screen: permutations of hopeless features.
     """
-    first, second = np.triu_indices(chosen.shape[1], 1)
-    relative = (chosen[:, second] - chosen[:, first]) % shifts
-    columns = np.arange(len(first)) * shifts + relative
-    weights = np.full(columns.size, 1 / len(first))
-    starts = np.arange(len(chosen) + 1) * len(first)
-    return sparse.csr_array(
-        (weights, columns.ravel(), starts), shape=(len(chosen), len(first) * shifts)
-    )
+    permutations = plan.shape[0]
+    first = min(screen or permutations, permutations)
+    hits = ((plan[:first] @ indices) >= observed - ROUNDING).sum(axis=0)
+    p: Array = (1 + hits) / (1 + first)
+    go_on = np.flatnonzero(p <= HOPELESS)
+    if first < permutations and len(go_on):
+        null = plan[first:] @ indices[:, go_on]
+        hits[go_on] += (null >= observed[go_on] - ROUNDING).sum(axis=0)
+        p[go_on] = (1 + hits[go_on]) / (1 + permutations)
+    return p
 
 
 def _indices(fires: Array, shifts: Any) -> Array:

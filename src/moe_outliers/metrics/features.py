@@ -124,6 +124,7 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
     gains = Gains.of(statistics["gain"].values, size.largest_site)
     offset = statistics["offset"].values[size.largest_site, np.arange(study.features)]
     surrogate, criteria = Surrogate.of(statistics), study.criteria
+    expected = surrogate.coverage("x", criteria.magnitude)
     quartiles = dict(
         zip(("magnitude_q25", "magnitude_median", "magnitude_q75"), size.quartiles, strict=True)
     )
@@ -141,10 +142,8 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
         "gain_z_score": gains.z_score,
         "log2_gain_at_largest": _log2(gains.at_largest),
         "log2_z_at_largest": _log2(np.abs(size.largest - offset)) - _log2(gains.at_largest),
-        "surrogate_extent_share": surrogate.extent(
-            "x", criteria.magnitude, criteria.position_share
-        ),
-        "surrogate_coverage_share": surrogate.coverage("x", criteria.magnitude).mean(axis=0),
+        "surrogate_extent_share": surrogate.extent(expected, criteria.position_share),
+        "surrogate_coverage_share": expected.mean(axis=0),
     }
 
 
@@ -191,8 +190,8 @@ def profile(study: Study, extremes: Extremes, features: pa.Table) -> pa.Table:
         extremes: of the model.
         features: as `describe` returns it.
     """
-    ranks, share = (features[name].to_numpy() for name in ("mass_rank", "mass_share"))
-    chosen = np.argsort(ranks)[: min(PROFILED, int((share > 0).sum()))]
+    ranks = features["mass_rank"].to_numpy()
+    chosen = np.argsort(ranks)[:PROFILED]
     positions = study.counts.positions[:, None, None]
     statistics, sites = study.statistics, study.counts.sites
     signed = extremes.signed[:, :, chosen].astype(float)

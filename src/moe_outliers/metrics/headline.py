@@ -103,7 +103,7 @@ def add_whole(values: Values, study: Study, extremes: Extremes) -> None:
     for name, share in held.items():
         of_class = keys | {"class": name}
         if (study.label == name).any():
-            values.add("mass_share", share, **of_class)
+            values.add("mass_share", np.minimum(share, 1), **of_class)
         else:
             values.add_whole("mass_share", 0.0, note=NO_FEATURES, **of_class)
     free = magnitude.gain_free_share(

@@ -27,8 +27,8 @@ Array = NDArray[Any]
 POSITION_SHARES = (0.0, 0.01, 0.06, 0.25)
 """Shares of positions beside the headline's; 0 asks for one position."""
 
-PERMUTATIONS = 999
-"""Permutations of the class at thresholds that are not the headline's."""
+SCREEN = 999
+"""Permutations of hopeless features at thresholds that are not the headline's."""
 
 SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
@@ -68,22 +68,22 @@ def sweep(values: Values, study: Study) -> pa.Table:
     shares = sorted({*POSITION_SHARES, study.criteria.position_share})
     rows = []
     for alpha in study.counts.alphas.tolist():
+        coverage = {basis: surrogate.coverage(basis, alpha) for basis in BASES}
         for share in shares:
             firing = {basis: study.counts.firing(basis, alpha, share) for basis in BASES}
             for basis in BASES:
                 at = Thresholds(basis, alpha, share)
                 rows.append(
                     vars(at)
-                    | _expected(study, surrogate, at)
+                    | _expected(study, surrogate, coverage[basis], share)
                     | _selected(values, study, at, firing[basis])
                     | _classed(study, at, firing)
                 )
     return parquet.of_rows(SCHEMA, rows, model=study.model)
 
 
-def _expected(study: Study, surrogate: Surrogate, at: Thresholds) -> dict[str, Any]:
-    layer_share = study.criteria.layer_share
-    number, extent = surrogate.features(at.basis, at.alpha, at.position_share, layer_share)
+def _expected(study: Study, surrogate: Surrogate, coverage: Array, share: float) -> dict[str, Any]:
+    number, extent = surrogate.features(coverage, share, study.criteria.layer_share)
     return {"surrogate_n_dims": number, "surrogate_extent_share": extent}
 
 
@@ -112,7 +112,7 @@ def _classed(study: Study, at: Thresholds, firing: dict[Basis, Array]) -> dict[s
     if headline:
         classes = study.classes[basis]
     elif basis == "fires" or at.position_share == share:
-        classes = study.classify(basis, firing[basis], extent, PERMUTATIONS)
+        classes = study.classify(firing[basis], extent, SCREEN)
     else:
         names = [name for name in SCHEMA.names if name[:2] == "n_" or name[:5] == "mass_"]
         return dict.fromkeys(["model_class", *names]) | row
@@ -129,7 +129,7 @@ def summarise(classes: FeatureClasses, counts: Array) -> dict[str, Any]:
     """
     by_class = mass_by_class(mass(counts), classes.label)
     held = {
-        name: float(np.nanmean(share)) if not np.isnan(share).all() else 0.0
+        name: min(float(np.nanmean(share)), 1.0) if not np.isnan(share).all() else 0.0
         for name, share in by_class.items()
     }
     return {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moe_outliers import draws, parquet
 from moe_outliers.metrics.classes import FeatureClasses, classify
-from moe_outliers.metrics.consistency import PERMUTATIONS, period
+from moe_outliers.metrics.consistency import Shifts, period
 from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, Counts, site_extent
 from moe_outliers.metrics.selection import CrossFit
 
@@ -92,9 +92,9 @@ class Study:
         return Counts.of(self.statistics)
 
     @cached_property
-    def period(self) -> int:
-        """Blocks after which the kinds of token mixer repeat."""
-        return period(self.counts.mixer)
+    def shifts(self) -> Shifts:
+        """The permutations of the circular-shift test."""
+        return Shifts.draw(self.counts.x[:, :, 0], period(self.counts.mixer), self.rng("shifts"))
 
     @cached_property
     def ids_sha256(self) -> list[str]:
@@ -150,21 +150,18 @@ class Study:
     def classes(self) -> dict[Basis, FeatureClasses]:
         """Classes of the features by basis; the headline's is `fires`."""
         return {
-            basis: self.classify(basis, fires, self.extent["x" if basis == "fires" else basis])
+            basis: self.classify(fires, self.extent["x" if basis == "fires" else basis])
             for basis, fires in self.firing.items()
         }
 
-    def classify(
-        self, basis: Basis, fires: Array, candidate: Array, permutations: int = PERMUTATIONS
-    ) -> FeatureClasses:
+    def classify(self, fires: Array, candidate: Array, screen: int | None = None) -> FeatureClasses:
         """Class the features by what fires; the same draws serve every basis and threshold."""
         return classify(
             fires,
             candidate,
             layer_share=self.criteria.layer_share,
-            period=self.period,
-            rng=self.rng("shifts"),
-            permutations=permutations,
+            shifts=self.shifts,
+            screen=screen,
         )
 
     @cached_property

@@ -44,34 +44,37 @@ class Surrogate:
         )
 
     def coverage(self, basis: Basis, alpha: float) -> Array:
-        """Expected coverage (M1), (site, feature): 2 Phi(-alpha / |gain|) without an offset."""
-        if basis == "z":
-            return np.full(self.gain.shape, 2 * special.ndtr(-alpha))
-        gain = np.where(self.gain > 0, self.gain, np.nan)
-        tails = special.ndtr((self.offset - alpha) / gain) + special.ndtr(
-            (-self.offset - alpha) / gain
-        )
-        still = (np.abs(self.offset) >= alpha).astype(float)
-        return np.where(self.gain > 0, tails, still)
-
-    def extent(self, basis: Basis, alpha: float, position_share: float) -> Array:
-        """Expected extent (M3), (feature,): mean over sites of the chance to fire.
+        """Expected coverage (M1), (site, feature): 2 Phi(-alpha / |gain|) without an offset.
 
         For `fires`, x above alpha and z above 3 are nested where there is no offset, so that the
         rarer of the two decides.
         """
-        expected = self.coverage("z" if basis == "z" else "x", alpha)
-        if basis == "fires":
-            expected = np.minimum(expected, self.coverage("z", Z_MAGNITUDE))
+        if basis == "z":
+            return np.full((1, self.gain.shape[1]), 2 * special.ndtr(-alpha))
+        gain = np.where(self.gain > 0, self.gain, np.nan)
+        tails = special.ndtr((self.offset - alpha) / gain) + special.ndtr(
+            (-self.offset - alpha) / gain
+        )
+        still = np.abs(self.offset) >= alpha
+        expected: Array = np.where(self.gain > 0, tails, still)
+        return expected if basis == "x" else np.minimum(expected, 2 * special.ndtr(-Z_MAGNITUDE))
+
+    def extent(self, coverage: Array, position_share: float) -> Array:
+        """Expected extent (M3), (feature,): mean over sites of the chance to fire.
+
+        Args:
+            coverage: (site, feature), expected.
+            position_share: share of the positions at which a site fires.
+        """
         enough = int(least(np.array(self.positions), position_share))
         chance = special.bdtrc(enough - 1, self.positions, GRID)
-        result: Array = np.interp(expected, GRID, chance).mean(axis=0)
+        result: Array = np.interp(coverage, GRID, chance).mean(axis=0)
         return result
 
     def features(
-        self, basis: Basis, alpha: float, position_share: float, layer_share: float
+        self, coverage: Array, position_share: float, layer_share: float
     ) -> tuple[int, float]:
         """Return how many features would be candidates, and their mean extent (NaN for none)."""
-        extent = self.extent(basis, alpha, position_share)
+        extent = self.extent(coverage, position_share)
         chosen = reaches(extent, layer_share)
         return int(chosen.sum()), float(extent[chosen].mean()) if chosen.any() else np.nan

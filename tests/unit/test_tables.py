@@ -1,0 +1,272 @@
+"""Models against each other, against earlier work, and the tables of the sweep."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from snake import ROOT
+from synthetic import Plant, Shape
+
+from moe_outliers import (
+    bootstrap,
+    comparison,
+    metrics,
+    reference,
+    summary,
+    tables,
+    validate,
+    validate_classes,
+)
+from moe_outliers.metrics import Criteria
+
+CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
+LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
+PLANTED = {
+    "olmoe-1b-7b": [Plant(3, size=5), Plant(4, "band", 0.5, size=5)],
+    "gpt-oss-20b": [Plant(3, size=6), Plant(5, "random", 0.4, size=5)],
+    "quiet": [],
+}
+
+
+def _row(model, number):
+    sizes = {"layers": 6, "width": 64, "experts": 8, "top_k": 2}
+    shape = {"params_b": 7.0 * number, "active_b": 1.0, **sizes}
+    return {"model": model, "number": f"0{number}", "repo": "r", "revision": "local", **shape}
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    shape = Shape(sequences=8, blocks=6, width=64, positions=96)
+    found = {}
+    for seed, (model, plants) in enumerate(PLANTED.items()):
+        data, tokens = synthetic.planted(plants, shape, seed=seed, gain=1.3)
+        found[model] = metrics.measure(model, data, tokens, CRITERIA, 0)
+        own = found[model]
+        own["intervals"] = bootstrap.bootstrap(own["values"], own["sequences"], CRITERIA, **LEVEL)
+    rows = {model: _row(model, number) for number, model in enumerate(PLANTED, 1)}
+    return found, rows
+
+
+def _compare(sweep, models=tuple(PLANTED)):
+    found, rows = sweep
+    measured = {
+        model: comparison.Measured(
+            *(found[model][name] for name in ("values", "sequences", "tokens")), row=rows[model]
+        )
+        for model in models
+    }
+    return comparison.compare(measured, CRITERIA, **LEVEL)
+
+
+@pytest.fixture(scope="module")
+def compared(sweep):
+    return _compare(sweep)
+
+
+@pytest.fixture(scope="module")
+def collected(sweep, compared):
+    criteria = {"confidence": 0.95, "seed": 0}
+    validated = {
+        "coverage": validate.coverage([8], sets=20, **criteria),
+        "selection": validate.selection([8], 0.25, sets=3, **criteria),
+        "classes": validate_classes.classes([8], CRITERIA, models=2, seed=0),
+    }
+    expectations = reference.read(ROOT / "config/reference.yaml")
+    return tables.collect(*sweep, compared, validated, expectations)
+
+
+def test_every_model_is_in_every_table_of_models(collected):
+    for name in [*tables.OF_MODELS, "models", "intervals", "stable_ranges", "legacy"]:
+        table = collected[name]
+        there = set(table["model"].to_pylist())
+        assert there == set(PLANTED), name
+
+
+def test_every_table_is_typed_and_every_column_explained(collected):
+    assert list(collected) == list(tables.TABLES)
+    for name, schema in tables.TABLES.items():
+        assert collected[name].schema.equals(schema), name
+    explained = collected["dictionary"].to_pylist()
+    assert {(row["table"], row["column"]) for row in explained} == {
+        (name, column) for name, schema in tables.TABLES.items() for column in schema.names
+    }
+    assert all(row["meaning"] for row in explained)
+    for table, column in ((t, c) for t, s in tables.TABLES.items() for c in s.names):
+        if column.endswith("_share"):
+            values = collected[table][column].drop_null().to_numpy(zero_copy_only=False)
+            assert column == "jump_share" or ((values >= 0) & (values <= 1)).all(), (table, column)
+
+
+def test_the_rule_writes_exactly_these_tables():
+    text = (ROOT / "rules/tables.smk").read_text()
+    listed = text.partition("tables = [")[2].partition("]")[0]
+    assert [word.strip(' ",') for word in listed.split()] == list(tables.TABLES)
+    for name in metrics.TABLES:
+        path = f"{{model}}{'' if name == 'values' else '.' + name}.parquet"
+        assert f'{name}="results/metrics/{path}"' in (ROOT / "rules/metrics.smk").read_text()
+
+
+def test_the_classes_of_the_models(collected):
+    found = collected["models"].to_pandas().set_index("model")["model_class"]
+    assert found.to_dict() == {
+        "olmoe-1b-7b": "systematic", "gpt-oss-20b": "systematic", "quiet": "no_outliers",
+    }  # fmt: skip
+
+
+def test_the_summary_is_json_and_says_what_the_tables_say(collected):
+    told = json.loads(json.dumps(summary.summarise(collected, vars(CRITERIA), 0), allow_nan=False))
+    model = told["models"]["gpt-oss-20b"]
+    assert model["model_class"] == "systematic"
+    assert model["features"][0]["feature"] == 3
+    numbers = collected["intervals"].to_pandas()
+    row = numbers[
+        (numbers["model"] == "gpt-oss-20b")
+        & (numbers["metric"] == "n_dims_sequence")
+        & (numbers["basis"] == "fires")
+        & numbers["headline"]
+    ].iloc[0]
+    assert model["numbers"]["n_dims_sequence"]["fires"]["estimate"] == row["estimate"]
+    assert told["models"]["quiet"]["numbers"]["extent_site_share"]["fires"]["estimate"] is None
+
+
+def test_a_difference_is_that_of_the_same_texts(sweep, compared):
+    found, _ = sweep
+    means = {}
+    for model in PLANTED:
+        values = found[model]["values"].to_pandas()
+        values = values[(values["metric"] == "k90")].set_index("sequence")["value"]
+        means[model] = values
+    row = compared["differences"].to_pandas().query(
+        "metric == 'k90' and model_a == 'olmoe-1b-7b' and model_b == 'gpt-oss-20b'"
+    ).iloc[0]  # fmt: skip
+    paired = means["olmoe-1b-7b"] - means["gpt-oss-20b"]
+    assert row["estimate"] == pytest.approx(paired.mean())
+    assert row["n"] == 8
+    rows = compared["differences"].to_pandas()
+    assert len(rows) == 3 * len(comparison.COMPARED)
+    made = rows[rows["p"].notna()]
+    assert (made["p_holm"] >= made["p"] - 1e-15).all()
+
+
+def test_bits_per_byte_are_compared_on_the_bytes_that_all_models_predict(sweep, compared):
+    bits = compared["intervals"].to_pandas()
+    assert set(bits["model"]) == set(PLANTED)
+    assert set(bits["n"]) == {8}
+    lengths = {
+        model: found["sequences"].to_pandas()["last_end_byte"] for model, found in sweep[0].items()
+    }
+    assert pd.DataFrame(lengths).std(axis=1).min() > 0  # the tokenizers differ
+
+
+def test_one_model_alone_is_compared_with_nothing(sweep):
+    alone = _compare(sweep, ["olmoe-1b-7b"])
+    assert alone["differences"].num_rows == 0
+    assert set(alone["correlations"]["rho"].to_pylist()) == {None}
+
+
+def test_models_without_losses_are_compared_in_all_else(sweep):
+    found, rows = sweep
+    lean = {
+        model: own | {"tokens": own["tokens"].slice(0, 0)} if model == "quiet" else own
+        for model, own in found.items()
+    }
+    compared = _compare((lean, rows))
+    bits = compared["intervals"].to_pandas().set_index("model")
+    assert bits.loc["quiet", "degenerate"] == "not recorded"
+    assert compared["differences"].num_rows == 3 * len(comparison.COMPARED)
+
+
+def test_stable_ranges_hold_the_headline_and_stay_within_what_was_tried(collected):
+    found = collected["stable_ranges"].to_pandas()
+    assert (found["tried_low"] <= found["low"]).all()
+    assert (found["low"] <= found["at"]).all()
+    assert (found["at"] <= found["high"]).all()
+    row = found.query(
+        "model == 'gpt-oss-20b' and headline == 'model_class' and basis == 'fires' "
+        "and along == 'alpha'"
+    ).iloc[0]
+    assert row["low"] <= 6 <= row["high"] < 10  # abs(x) is at most 1.3 times 6
+
+
+def test_what_was_expected_is_compared_and_never_read_before():
+    sources = [p.read_text() for p in (ROOT / "src/moe_outliers").rglob("*.py")]
+    sources += [p.read_text() for p in (ROOT / "scripts").glob("*.py")]
+    assert sum("reference.yaml" in text for text in sources) == 1  # the module that reads it
+    rules = {p.name: "reference.yaml" in p.read_text() for p in (ROOT / "rules").glob("*.smk")}
+    assert [name for name, reads in rules.items() if reads] == ["tables.smk"]
+
+
+def test_expectations_are_met_within_their_range_or_rounding(collected):
+    rows = collected["reference"].to_pandas()
+    assert set(rows["model"]) == {"olmoe-1b-7b", "gpt-oss-20b"}
+    classes = rows[rows["quantity"] == "model_class"].set_index("model")
+    assert classes["agrees"].to_dict() == {"olmoe-1b-7b": False, "gpt-oss-20b": True}
+    wide = rows[rows["feature"] == 773]
+    assert wide["agrees"].isna().all()  # these models have 64 features
+    old = collected["legacy"].to_pandas().query("model == 'gpt-oss-20b' and quantity == 'count'")
+    assert set(old["published"]) == {1465}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{ source: x, models: [m], quantity: q, low: 0, high: 1 }", "x is not among the sources"),
+        ("{ source: s, models: [m], quantity: q, low: 0 }", "q needs `low` and `high`"),
+    ],
+)
+def test_a_fault_in_the_expectations_is_named(tmp_path, entry, message):
+    path = tmp_path / "reference.yaml"
+    path.write_text(f"sources: {{ s: text }}\nexpectations: [{entry}]\npublished: []\n")
+    with pytest.raises(ValueError, match=message):
+        reference.read(path)
+
+
+def test_warnings_say_what_a_reader_must_know(sweep, compared):
+    _, rows = sweep
+    shape = Shape(sequences=3, blocks=6, width=64, positions=96)
+    data, tokens = synthetic.planted([Plant(3, size=5)], shape, gain={9: 4.0})
+    few = metrics.measure("olmoe-1b-7b", data.drop_vars("route"), tokens, CRITERIA, 0)
+    few["intervals"] = bootstrap.bootstrap(few["values"], few["sequences"], CRITERIA, **LEVEL)
+    validated = dict.fromkeys(("coverage", "selection", "classes"), compared["differences"])
+    with pytest.raises(KeyError):
+        tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, {})
+    expectations = {"sources": {}, "expectations": [], "published": []}
+    validated = {
+        "coverage": validate.COVERAGE.empty_table(),
+        "selection": validate.SELECTION.empty_table(),
+        "classes": validate_classes.CLASSED.empty_table(),
+    }
+    one = tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, expectations)
+    named = set(one["warnings"]["warning"].to_pylist())
+    assert {"few_sequences", "gain", "not_recorded"} <= named
+
+
+def test_validation_names_every_interval_and_class():
+    rows = validate_classes.classes([8], CRITERIA, models=2, seed=0).to_pandas()
+    labels = [c for c in rows if c.endswith("_share") and c != "wrong_share"]
+    assert np.allclose(rows[labels].sum(axis=1), 1)
+    null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]
+    assert null["wrong_share"].max() <= 0.05
+    selected = validate.selection([8], 0.25, sets=60, confidence=0.95, seed=0).to_pandas()
+    bias = selected.set_index("estimator")["bias"]
+    assert abs(bias["cross_fit"]) < 0.005
+    assert bias["same_data"] > 0.02
+
+
+@pytest.mark.slow
+def test_validation_in_full():
+    rows = validate_classes.classes([8, 16, 32], CRITERIA, models=40, seed=1).to_pandas()
+    null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]
+    assert null["wrong_share"].max() <= 0.05
+    planted = rows[rows["truth"].isin(["systematic", "banded"])]
+    assert planted["wrong_share"].max() <= 0.02
+    often = rows[rows["truth"] == "often"].set_index("n")["systematic_share"]
+    assert often[16] == pytest.approx(0.60, abs=0.06)
+    assert often[32] == pytest.approx(0.90, abs=0.03)
+    selected = validate.selection([16], 0.25, sets=600, confidence=0.95, seed=1).to_pandas()
+    covered = selected.set_index("estimator")["coverage_share"]
+    assert covered["cross_fit"] == pytest.approx(0.96, abs=0.03)
+    assert covered["single_feature"] == pytest.approx(0.94, abs=0.03)
+    assert covered["same_data"] < 0.35
