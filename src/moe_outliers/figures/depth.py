@@ -55,6 +55,9 @@ def residual(tables: Tables) -> Drawn:
             band = {"color": look.colour, "alpha": 0.2, "lw": 0}
             axes.fill_between(rows["block"], rows["low"], rows["high"], **band)
         blocks = tables["blocks"][tables["blocks"]["model"] == model]
+        if blocks.empty:
+            empty(axes, model, "not recorded")
+            continue
         onset = blocks.loc[blocks["massive_onset"], "block"]
         axes.set(title=model, yscale="log", xlabel="block", ylabel="abs(h)")
         if len(onset):

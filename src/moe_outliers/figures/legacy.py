@@ -20,7 +20,7 @@ def scatter(tables: Tables, size: str, metric: str) -> Drawn:
     known = looks(tables["models"])
     sizes = tables["models"].set_index("model")[size]
     numbers = whole(tables["intervals"], metric, None)["estimate"]
-    figure = Figure(figsize=(5, 3.4))
+    figure = Figure(figsize=(6.5, 3.8))
     axes = figure.subplots()
     shown = [m for m in known if m in numbers.index and not pd.isna(numbers[m])]
     for model in shown:

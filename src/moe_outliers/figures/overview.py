@@ -121,7 +121,12 @@ def consistency(tables: Tables) -> Drawn:
             area = 12 + 200 * rows["mass_share"]
             label = name.replace("_", "-") if len(rows) else None
             axes.scatter(
-                rows["x_extent_share"], rows["consistency"], area, colour, mark, label=label
+                rows["x_extent_share"],
+                rows["consistency"],
+                s=area,
+                c=colour,
+                marker=mark,
+                label=label,
             )
         for cut in (0.25, 0.75):
             axes.axvline(cut, color="#888888", lw=0.7, ls=":")

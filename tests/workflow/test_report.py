@@ -1,0 +1,161 @@
+"""The report in a real browser: complete, offline, and saying what summary.json says."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from moe_outliers import report, story
+from moe_outliers.figures.catalogue import FIGURES
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+OPTIONS = """
+--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+--disable-background-networking --disable-component-update --virtual-time-budget=10000
+"""
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+
+class _Page(HTMLParser):
+    """What a page holds: its tags with attributes, its words, its headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.headings = [], "", []
+        self._heading = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append((int(tag[1]), ""))
+            self._heading = tag
+
+    def handle_endtag(self, tag):
+        self._heading = None if tag == self._heading else self._heading
+
+    def handle_data(self, data):
+        self.words += data
+        if self._heading:
+            level, text = self.headings[-1]
+            self.headings[-1] = (level, text + data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(demo):
+    return _Page((demo.folder / "results/report.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def summary(demo):
+    return json.loads((demo.folder / "results/tables/summary.json").read_text())
+
+
+def test_the_page_opens_with_the_answer(page, summary):
+    levels = [heading for heading in page.headings if heading[0] == 2]
+    assert levels[0][1] == "The answer"
+    for line in story.answer(summary):
+        assert line in page.words
+
+
+def test_every_figure_is_in_it_with_its_words_and_nothing_is_fetched(page):
+    images = page.all("img")
+    assert len(images) == len(FIGURES)
+    assert all(
+        image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in images
+    )
+    assert not page.all("script")
+    assert not page.all("link")
+    assert not [a for a in page.all("a") if not a["href"].startswith("#")]
+
+
+def test_it_can_be_walked_by_keyboard_and_heard(page):
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = [attributes["href"].removeprefix("#") for attributes in page.all("a")]
+    assert links
+    assert set(links) <= targets
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all("scope" in attributes for attributes in page.all("th"))
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_every_model_has_a_section_with_its_class_and_numbers(page, summary):
+    for model, found in summary["models"].items():
+        assert (2, f"{model}: {found['model_class'].replace('_', ' ')}") in page.headings
+        for _, number, _ in story.numbers(found):
+            assert number in page.words
+
+
+def test_a_hostile_name_stays_text(demo, summary):
+    hostile = '<script>alert("x")</script>'
+    models = {hostile: dict(next(iter(summary["models"].values())))}
+    text = report.page(summary | {"models": models}, demo.folder / "results/plots", [])
+    assert "<script>" not in text
+    assert hostile in _Page(text).words
+
+
+def test_costs_are_the_time_of_each_machine_at_its_price():
+    def receipt(model, pod, seconds):
+        machine = SimpleNamespace(id=pod, seconds=seconds, price_usd_per_h=0.36) if pod else None
+        return SimpleNamespace(model=model, device="GPU", pod=machine, versions={"torch": "2"})
+
+    rows = report.costs(
+        [receipt("a", "p1", 100.0), receipt("a", "p1", 1000.0), receipt("b", None, 0)]
+    )
+    assert [(row["model"], row["pod"], row["dollars"]) for row in rows] == [
+        ("a", "p1", pytest.approx(0.1)),
+        ("b", None, None),
+    ]
+
+
+def _open(page, profile, *options):
+    """Open a page of this disk in the browser; return its document, and what the console said."""
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *OPTIONS.split(),
+            f"--user-data-dir={profile}",
+            *options,
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@browser
+@pytest.mark.parametrize("path", ["results/report.html", "report.html"])
+def test_the_browser_shows_it_without_a_complaint(demo, tmp_path, path):
+    shown, console = _open(demo.folder / path, tmp_path, "--enable-logging=stderr", "--v=0")
+    assert not [line for line in console if re.search("error|refused|failed", line, re.I)], console
+    assert "The answer" in shown
+
+
+@browser
+def test_every_figure_loads_in_the_browser(demo, tmp_path):
+    """A copy of the page asks the browser itself how large each picture came out."""
+    text = (demo.folder / "results/report.html").read_text()
+    asked = (
+        "<script>addEventListener('load', () => { document.title = "
+        "[...document.images].filter(i => i.complete && i.naturalWidth > 100).length; })</script>"
+    )
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", f"{asked}</body>"))
+    shown, _ = _open(page, tmp_path / "profile")
+    assert re.search(r"<title>(\d+)</title>", shown)[1] == str(len(FIGURES))
