@@ -18,7 +18,9 @@ $(INSTALLED): pyproject.toml envs/constraints.txt
 
 demo: install
 	$(BIN)/python -m moe_outliers.miniatures demo/models
-	$(BIN)/snakemake --directory demo --configfile config/demo.yaml
+	$(BIN)/snakemake --directory demo --configfile config/demo.yaml --report report.html --report-after-run
+	@echo "figures:  demo/results/figures/"
+	@echo "report:   demo/results/report.html (and Snakemake's own: demo/report.html)"
 
 check: lint types test
 

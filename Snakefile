@@ -18,6 +18,8 @@ include: "rules/bootstrap.smk"
 include: "rules/comparison.smk"
 include: "rules/validate.smk"
 include: "rules/tables.smk"
+include: "rules/plot.smk"
+include: "rules/report.smk"
 include: "rules/heal.smk"
 
 
@@ -27,4 +29,6 @@ rule all:
         expand(pairs, model=models, batch=batches),
         expand("results/verify/{model}.json", model=models),
         "results/tables/summary.json",
+        "results/figures",
+        "results/report.html",
     localrule: True

@@ -25,7 +25,7 @@ rule extract:
         disk_gb=column("disk_gb"),
         download_gb=column("download_gb"),
     params:
-        identity=identity,
+        identity=column("identity"),
         device=config["extract"]["device"],
         dtype=config["extract"]["dtype"],
         micro_batch=config["extract"]["micro_batch"],

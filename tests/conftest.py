@@ -1,13 +1,16 @@
 """What several tests share: small checkpoints, and one undisturbed run over them."""
 
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from slice import VERDICTS, Slice, build
+import yaml
+from slice import ROOT, VERDICTS, Slice, build
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +18,22 @@ def undisturbed(tmp_path_factory) -> Slice:
     """The slice, run once to its end; tests copy it and never change it."""
     made = build(tmp_path_factory.mktemp("slice"))
     said = made(*VERDICTS)
+    assert said.code == 0, said.text
+    return made
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Slice:
+    """The demo, run once to its end as `make demo` runs it; tests copy it, never change it."""
+    folder = tmp_path_factory.mktemp("demo")
+    miniatures = [sys.executable, "-m", "moe_outliers.miniatures", str(folder / "models")]
+    subprocess.run(miniatures, check=True, capture_output=True)
+    table = (ROOT / "config/demo.tsv").read_text().replace("demo/models", str(folder / "models"))
+    (folder / "demo.tsv").write_text(table)
+    overlay = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay | {"table": f"{folder}/demo.tsv"}))
+    (folder / "run").mkdir()
+    made = Slice(folder / "run", folder / "overlay.yaml")
+    said = made("--report", "report.html", "--report-after-run")
     assert said.code == 0, said.text
     return made
