@@ -122,19 +122,21 @@ def compare(
 
 
 def _common_bits(models: Mapping[str, Measured]) -> dict[str, pa.Table]:
-    """Compute bits per byte on the span of each text that every model predicts whole."""
+    """Compute bits per byte on the span of each text that every model predicts whole.
+
+    A model whose losses are not recorded does not narrow the span of the others.
+    """
     lists = {model: _likelihoods(measured) for model, measured in models.items()}
-    shared = set.intersection(*(set(texts) for texts in lists.values()))
-    spans = {
-        text: language.common_span([lists[model][text][0] for model in lists]) for text in shared
-    }
+    recorded = [texts for texts in lists.values() if texts]
+    shared = set.intersection(*map(set, recorded)) if recorded else set()
+    spans = {text: language.common_span([each[text][0] for each in recorded]) for text in shared}
     found = {}
     for model, measured in models.items():
         frame = measured.sequences.to_pandas()
-        values = Values(model, frame["sequence"].to_numpy())
-        if lists[model]:
+        values, own = Values(model, frame["sequence"].to_numpy()), lists[model]
+        if own:
             bits = [
-                language.span_bits_per_byte(*_predicted(lists[model][text]), *spans[text])
+                language.span_bits_per_byte(own[text][0][1:], own[text][1], *spans[text])
                 if text in shared
                 else np.nan
                 for text in frame["text_sha256"]
@@ -159,11 +161,6 @@ def _likelihoods(measured: Measured) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def _predicted(tokens: tuple[Array, Array]) -> tuple[Array, Array]:
-    ends, nll = tokens
-    return ends[1:], nll
-
-
 def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.DataFrame:
     """Lay the compared metrics of one model out: texts as rows, (metric, basis) as columns."""
     frame = values.to_pandas()
@@ -173,8 +170,7 @@ def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.Dat
     frame = frame[bootstrapping.headline(frame, criteria)]
     text = dict(zip(*(measured.sequences[n].to_pylist() for n in _PAIRED_BY), strict=True))
     frame = frame.assign(text=frame["sequence"].map(text), basis=frame["basis"].fillna(""))
-    columns = [frame["metric"], frame["basis"]]
-    table = frame.pivot_table(index="text", columns=columns, values="value", dropna=False)
+    table = frame.pivot(index="text", columns=["metric", "basis"], values="value")
     wanted = pd.MultiIndex.from_tuples([(m, b or "") for m, b in COMPARED])
     laid: pd.DataFrame = table.reindex(columns=wanted).sort_index()
     return laid

@@ -260,16 +260,28 @@ def read_all(
         if found != sorted(set(wanted)):
             raise ValueError(f"they hold the sequences {found}, not {wanted}")
         rows = [[wanted.index(sequence) for sequence in part] for part in held]
-        merged = {}
-        for name, variable in first.variables.items():
-            if "sequence" in variable.dims:
-                whole = np.empty((len(wanted), *variable.shape[1:]), variable.dtype)
-                for place, batch in zip(rows, batches, strict=True):
-                    whole[place] = batch[name][...].reshape(len(place), *whole.shape[1:])
-                merged[name] = xr.Variable(variable.dims, whole, variable.attrs)
-            else:
-                merged[name] = variable
+        merged = {
+            name: _merge(str(name), variable, batches, rows)
+            for name, variable in first.variables.items()
+        }
     return xr.Dataset(merged, attrs=first.attrs).set_coords(list(first.coords))
+
+
+def _merge(
+    name: str, variable: xr.Variable, batches: list[h5py.File], rows: list[list[int]]
+) -> xr.Variable:
+    """Merge one variable of all batches, each sequence in its row; the rest must be the same."""
+    if "sequence" not in variable.dims:
+        if any(not np.array_equal(batch[name], batches[0][name]) for batch in batches):
+            raise ValueError(f"{name} is not the same in all")
+        return variable
+    whole = np.empty((sum(map(len, rows)), *variable.shape[1:]), variable.dtype)
+    for place, batch in zip(rows, batches, strict=True):
+        values = batch[name][...]
+        if values.shape != (len(place), *whole.shape[1:]):
+            raise ValueError(f"{name} has shape {values.shape}, {whole.shape[1:]} is expected")
+        whole[place] = values
+    return xr.Variable(variable.dims, whole, variable.attrs)
 
 
 @contextmanager

@@ -30,12 +30,17 @@ SITES = 56
 """Sites of a simulated model."""
 
 COVERAGE = parquet.schema(
-    case=(pa.string(), "kind of data: smooth, near_one, skewed, rare, constant, paired"),
+    case=(
+        pa.string(),
+        "kind of data: smooth, near_one, skewed, rare, constant; paired: two models on the same "
+        "texts; paired_rare: differences that are zero on 85 % of the texts",
+    ),
     method=(pa.string(), "interval: expanded BCa and edge, t, or percentile (for contrast only)"),
     used=(pa.bool_(), "the pipeline uses this method for such data"),
     n=(pa.int32(), "sequences"),
     nominal=(pa.float64(), "nominal level"),
-    coverage_share=(pa.float64(), "share of the data sets whose interval holds the truth"),
+    coverage_share=(pa.float64(), "share of the intervals that were made that hold the truth"),
+    none_share=(pa.float64(), "share of the data sets without an interval"),
     standard_error=(pa.float64(), "Monte Carlo standard error of coverage_share"),
     sets=(pa.int32(), "simulated data sets"),
     width=(pa.float64(), "mean width of the intervals"),
@@ -118,9 +123,11 @@ def coverage(sizes: list[int], *, sets: int, confidence: float, seed: int) -> pa
         rng = draws.generator(seed, f"coverage paired {n}", [])
         text = rng.normal(0.4, 0.1, (n, sets))
         a, b = (text + rng.normal(0, 0.03, (n, sets)) for _ in range(2))
-        found = intervals.of_differences(a - b, confidence=confidence)
-        keys = {"case": "paired", "n": n, "method": intervals.T}
-        rows.append(keys | _covered(0.0, (found.low, found.high)))
+        paired = {"paired": (a - b, 0.0), "paired_rare": (_rare(rng, (n, sets)), CASES["rare"][1])}
+        for case, (differences, truth) in paired.items():
+            found = intervals.of_differences(differences, confidence=confidence)
+            keys = {"case": case, "n": n, "method": intervals.T}
+            rows.append(keys | _covered(truth, (found.low, found.high)))
     for row in rows:
         row["used"] = row["method"] != "percentile"
     return parquet.of_rows(COVERAGE, rows, nominal=confidence)
@@ -184,8 +191,10 @@ def _covered(truth: float, ends: tuple[Array, Array]) -> dict[str, Any]:
     """Summarise intervals, each end (set,)."""
     low, high = ends
     near = 1e-9
+    made = ~np.isnan(low)
     held = (low <= truth + near) & (truth - near <= high)
-    return {"sets": len(low), "width": np.nanmean(high - low)} | _rate(held, len(low))
+    rest = {"sets": len(low), "width": np.nanmean(high - low), "none_share": 1 - made.mean()}
+    return rest | _rate(held[made], int(made.sum()))
 
 
 def _rate(held: Array, sets: int) -> dict[str, float]:

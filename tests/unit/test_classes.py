@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+from snake import ROOT
 
 from moe_outliers import validate_classes
 from moe_outliers.metrics import classes
@@ -75,6 +77,14 @@ def test_thirteen_of_sixteen_sequences_make_a_feature_systematic_and_twelve_do_n
     found = _classify(fires)
     assert found.above.tolist() == [13, 12]
     assert found.label.tolist() == ["systematic", "indeterminate"]
+
+
+def test_the_sequences_that_the_documentation_asks_for_are_those_of_the_sign_test():
+    told = (ROOT / "docs/method.md").read_text()
+    for n in (8, 16, 24, 32):
+        p = stats.binom.sf(np.arange(-1, n), n, 0.5)
+        needed = int(np.argmax(p <= classes.SIGN_LEVEL))
+        assert f"{needed} of {n}" in " ".join(told.split()), (needed, n)
 
 
 def test_fewer_than_eight_sequences_leave_candidates_without_a_class():

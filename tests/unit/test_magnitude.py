@@ -117,6 +117,19 @@ def test_constant_activations_have_no_kurtosis():
     assert np.isnan(moments.excess_kurtosis(flat)).all()
 
 
+def test_scaling_the_residual_stream_leaves_z_unchanged():
+    torch = pytest.importorskip("torch", reason="the extraction's packages are not installed")
+    from moe_outliers import reduction
+
+    h = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 64)))
+    for layer_norm in (False, True):
+        z, scaled = (
+            reduction.normalised(c * h, eps=1e-12, layer_norm=layer_norm) for c in (1, 1000)
+        )
+        assert torch.allclose(z, scaled, rtol=1e-5, atol=1e-6)
+        assert z.abs().max() <= 8
+
+
 def test_decibels():
     assert moments.sqnr_db(np.array([0.01, 1.0])).tolist() == [20, 0]
     assert np.isnan(moments.sqnr_db(np.zeros(1))[0])

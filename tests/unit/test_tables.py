@@ -175,6 +175,7 @@ def test_models_without_losses_are_compared_in_all_else(sweep):
     compared = _compare((lean, rows))
     bits = compared["intervals"].to_pandas().set_index("model")
     assert bits.loc["quiet", "degenerate"] == "not recorded"
+    assert bits["n"].drop("quiet").tolist() == [8, 8]
     assert compared["differences"].num_rows == 3 * len(comparison.COMPARED)
 
 

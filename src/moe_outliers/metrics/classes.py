@@ -44,7 +44,9 @@ MASS = 0.5
 
 @dataclass(frozen=True)
 class FeatureClasses:
-    """Classes with their evidence; all axes are (feature,), NaN where a step was not reached.
+    """Classes with their evidence; all axes are (feature,).
+
+    What belongs to the circular-shift test is NaN for features that did not reach it.
 
     Attributes:
         label: one of CLASSES, NO_CANDIDATE or UNCLASSIFIED.
@@ -52,8 +54,8 @@ class FeatureClasses:
         above: sequences with an extent of at least .75.
         sign_p: one-sided sign test of "the median extent is below .75".
         upper: upper limit of the mean extent, Student's t, one-sided at .975.
-        consistency: M5; only of tested features.
-        expected, kappa, p: of the circular-shift test.
+        consistency: J of that test.
+        expected, kappa, p: of that test.
         q: p after Benjamini and Hochberg over the tested features of the model.
     """
 

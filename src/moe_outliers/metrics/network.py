@@ -28,7 +28,10 @@ EXPERTS = parquet.schema(
     lift_p=(pa.float64(), "two-sided permutation test over sequences of lift = 1"),
     lift_q=(pa.float64(), "lift_p after Benjamini and Hochberg over all experts of the model"),
     lift_magnitude=(pa.float64(), "lift for tokens with abs(x) >= magnitude instead"),
-    largest=(pa.float64(), "weighted output of largest abs over all sequences, signed"),
+    largest=(
+        pa.float64(),
+        "weighted output of largest abs over all sequences, signed; 0 if never picked",
+    ),
     largest_feature=(pa.int32(), "its feature"),
     largest_sequence=(pa.int32(), "its sequence"),
     largest_position=(pa.int32(), "its position"),
@@ -146,7 +149,7 @@ def _expert_table(
 ) -> pa.Table:
     statistics, experts = study.statistics, load.shape[2]
     route, found = statistics["route"].values, Attribution.of(statistics)
-    p = np.stack([one.p for one in associations])
+    p, unpicked = np.stack([one.p for one in associations]), found.feature < 0
     magnitude = study.criteria.magnitude
     by_magnitude = [
         routing.magnitude_lift(route[:, block], feeding[:, block], experts, magnitude)
@@ -163,9 +166,9 @@ def _expert_table(
         "lift_q": benjamini_hochberg(p.ravel()),
         "lift_magnitude": np.stack(by_magnitude),
         "largest": found.largest,
-        "largest_feature": found.feature,
-        "largest_sequence": study.sequences[found.sequence],
-        "largest_position": found.position,
+        "largest_feature": np.where(unpicked, np.nan, found.feature),
+        "largest_sequence": np.where(unpicked, np.nan, study.sequences[found.sequence]),
+        "largest_position": np.where(unpicked, np.nan, found.position),
         "abs_max_mean": found.mean,
         "raw_abs_max": found.raw_max,
         "super_expert": found.is_super,
