@@ -79,7 +79,7 @@ class Recorder:
                 self.gain[number] = norm.weight.float() + self.family.unit_offset
                 bias = getattr(norm, "bias", None)
                 self.offset[number] = (
-                    torch.zeros_like(self.gain[number]) if bias is None else bias.float()
+                    torch.zeros_like(self.gain[number]) if bias is None else bias.float() + 0.0
                 )
             for row, sequence in enumerate(self.sequences):
                 z = reduction.normalised(args[0][row], eps=eps, layer_norm=self.family.layer_norm)
@@ -173,6 +173,17 @@ class Recorder:
             store[name][sequence].copy_(value)
 
     # -- what the engine takes -----------------------------------------------------------------
+
+    def settle(self, block: int) -> None:
+        """Move what was kept of a block to the host; all sequences must have been through it."""
+        for scope, number in (
+            ("site", 2 * block),
+            ("site", 2 * block + 1),
+            ("block", block),
+            ("moe", block),
+        ):
+            store = self._stores.get((scope, number), {})
+            store.update({name: values.cpu() for name, values in store.items()})
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.

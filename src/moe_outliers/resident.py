@@ -1,16 +1,24 @@
 """Run a model that fits on the device: stock transformers, one micro-batch after the other."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from moe_outliers.checkpoint import read_config, read_index
+from moe_outliers.checkpoint import quantisation, read_config, read_index, shards
 from moe_outliers.recorder import Recorder
+from moe_outliers.source import Folder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": "auto"}
+
+DEQUANTISED = {
+    "mxfp4": lambda: transformers.Mxfp4Config(dequantize=True),
+    "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
+}
+"""How transformers is told to compute with dequantised weights, by the method in config.json."""
 
 
 def load(folder: Path, *, device: str, dtype: str) -> Any:
@@ -26,10 +34,11 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             would fill those at random.
     """
     config = read_config(folder / "config.json")
-    read_index(folder)
+    with closing(Folder(folder, shards(folder))) as source:
+        read_index(source)
     arguments: dict[str, Any] = {}
-    if config.get("quantization_config", {}).get("quant_method") == "mxfp4":
-        arguments["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+    if method := quantisation(config, folder):
+        arguments["quantization_config"] = DEQUANTISED[method]()
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
