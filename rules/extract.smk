@@ -17,6 +17,7 @@ rule extract:
     conda:
         "../envs/extract.yaml"
     resources:
+        engine="streamed",
         gpus=column("gpus"),
         vram_gb=column("vram_gb"),
         min_memory_gb=column("min_memory_gb"),

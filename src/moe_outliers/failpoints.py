@@ -18,6 +18,8 @@ class Failpoint(StrEnum):
 
     HEALED = "healed"
     OWNED = "owned"
+    SHARD_GROWN = "shard_grown"
+    SHARD_VERIFIED = "shard_verified"
     BEFORE_SLOTS = "before_slots"
     BEFORE_FORWARD = "before_forward"
     BEFORE_RENAME = "before_rename"

@@ -55,6 +55,12 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in wrong.items()
         )
         raise ValueError(f"{folder}: the checkpoint does not fit its config.json: {listed}")
+    for name, parameter in model.named_parameters():
+        if method and parameter.dtype != model.dtype:
+            raise ValueError(
+                f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
+                f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
+            )
     return model.eval()
 
 

@@ -44,6 +44,9 @@ class Source(Protocol):
             ValueError: if a shard changed while it was read.
         """
 
+    def finished(self) -> None:
+        """Say that the results are written."""
+
     def close(self) -> None:
         """Call off every read that is under way, and let everything go."""
 
@@ -92,6 +95,9 @@ class Folder:
                 raise ValueError(
                     f"{self.folder / name}: the shard was changed while it was read: run again"
                 )
+
+    def finished(self) -> None:
+        """Nothing to clear away."""
 
     def close(self) -> None:
         """Close the shards."""

@@ -190,8 +190,8 @@ class _Sweep:
                 self._loader.release()
                 if 0 < self._group < len(self._layouts) - 1:
                     self._recorder.settle(self._group - 1)
-                self._group, self._batch = self._group + 1, 0
                 self._report()
+                self._group, self._batch = self._group + 1, 0
 
     @contextmanager
     def _attached(self, slot: Tensor, work: Tensor) -> Iterator[None]:
