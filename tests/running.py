@@ -20,9 +20,9 @@ DELIMITER = np.zeros(IDS.shape, dtype=bool)
 DELIMITER[:, 5::9] = True
 
 
-def taken(model, run, wanted=range(5), micro_batch=1):
+def taken(model, run, wanted=range(5), micro_batch=1, kernels=None):
     """Run sequences and return all their variables, as bytes."""
-    recorder = Recorder(model, IDS, DELIMITER, ALPHAS)
+    recorder = Recorder(model, IDS, DELIMITER, ALPHAS, kernels)
     rows = list(run(recorder, list(wanted), micro_batch=micro_batch, progress=lambda line: None))
     found = {
         (row, name): (value.dtype.str, value.shape, value.tobytes())
@@ -34,14 +34,14 @@ def taken(model, run, wanted=range(5), micro_batch=1):
     return found | norms | {"norm dtypes": recorder.norm_dtypes}
 
 
-def stream(folder, dtype="auto", options=None, source=None, **how):
+def stream(folder, dtype="auto", options=None, source=None, device="cpu", **how):
     with closing(source or Folder(folder, checkpoints.shards(folder))) as opened:
-        engine = streamed.Streamed(opened, device="cpu", dtype=dtype, options=options)
+        engine = streamed.Streamed(opened, device=device, dtype=dtype, options=options)
         return taken(engine.model, engine.run, **how)
 
 
-def hold(folder, dtype="auto", **how):
-    model = resident.load(folder, device="cpu", dtype=dtype)
+def hold(folder, dtype="auto", device="cpu", **how):
+    model = resident.load(folder, device=device, dtype=dtype)
     return taken(model, lambda *args, **kw: resident.run(model, *args, **kw), **how)
 
 
