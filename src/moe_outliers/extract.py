@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +91,14 @@ def extract(task: Task, progress: Progress) -> None:
 def environment(device: str) -> dict[str, str]:
     """Name the versions that numbers depend on."""
     cuda = torch.version.cuda if device == "cuda" else None
-    return {
+    here = {
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "cuda": cuda or "none",
     }
+    if device == "cuda":
+        here["kernels"] = f"triton {version('triton')}" if find_spec("triton") else "none"
+    return here
 
 
 def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]:

@@ -7,6 +7,7 @@ memory is bounded by the slots and the chunks.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -47,6 +48,7 @@ class Loader:
 
     Attributes:
         read_bytes: bytes of the checkpoint read so far.
+        waited_s: seconds that `take` waited.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Loader:
             readers: threads that read.
             chunk_bytes: bytes of one read at most.
         """
-        self.read_bytes = 0
+        self.read_bytes, self.waited_s = 0, 0.0
         self._source, self._layouts, self._chunk_bytes = source, layouts, chunk_bytes
         self._cuda = slots[0].is_cuda
         self._stream: Any = _stream() if self._cuda else None
@@ -109,12 +111,14 @@ class Loader:
         Returns:
             The slot that holds it, uint8; what is computed next on the current stream sees it.
         """
+        started = time.monotonic()
         with self._changed:
             while not (group := self._groups.get(self._next)) or not group.ready:
                 if self._error is not None:
                     raise self._error
                 if not self._changed.wait(every_s):
                     waiting()
+        self.waited_s += time.monotonic() - started
         if self._cuda:
             torch.cuda.current_stream().wait_event(group.copied)
         return group.slot

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 
+from moe_outliers import attention
 from moe_outliers.checkpoint import quantisation, read_config, read_index, shards
 from moe_outliers.recorder import Recorder
 from moe_outliers.source import Folder
@@ -42,6 +43,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
+        attn_implementation=attention.implementation(config["model_type"], device),
         device_map="auto" if device == "cuda" else None,
         use_safetensors=True,
         trust_remote_code=False,

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from moe_outliers import checkpoint
+from moe_outliers import attention, checkpoint
 from moe_outliers.placement import DTYPES
 
 
@@ -29,7 +29,10 @@ def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         del config.quantization_config  # the weights are dequantised before they are seen
     with accelerate.init_empty_weights(include_buffers=False):
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False
+            config,
+            dtype=dtype,
+            attn_implementation=attention.implementation(config.model_type, device.type),
+            trust_remote_code=False,
         )
     for name, buffer in list(model.named_buffers()):
         put(model, name, buffer.to(device))

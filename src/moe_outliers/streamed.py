@@ -52,6 +52,7 @@ class Streamed:
     Attributes:
         model: transformers' model, its parameters on the meta device until it is their turn.
         plan: what was chosen or stepped down for lack of memory, in words.
+        waited_s: seconds that the last run waited for bytes.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Streamed:
         """
         self.device, self.options = torch.device(device), options or Options()
         self.plan: list[str] = []
+        self.waited_s = 0.0
         self._source = source
         config = checkpoint.read_config(source.folder / "config.json")
         quantised = checkpoint.quantisation(config, source.folder)
@@ -131,6 +133,7 @@ class _Sweep:
     def run(self) -> None:
         """Run to the end; after running out of device memory, with less of it ahead of use."""
         engine, depth = self._engine, self._choose_depth()
+        engine.waited_s = 0.0
         engine._source.expect([layout.group.shards for layout in self._layouts])
         while self._group < len(self._layouts):
             try:
@@ -192,6 +195,7 @@ class _Sweep:
                     self._recorder.settle(self._group - 1)
                 self._report()
                 self._group, self._batch = self._group + 1, 0
+        engine.waited_s += self._loader.waited_s
 
     @contextmanager
     def _attached(self, slot: Tensor, work: Tensor) -> Iterator[None]:
