@@ -36,6 +36,7 @@ DTYPES = {
 COMPANIONS = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}
 """Endings of the tensors that together hold one quantised weight: its values, and their scales."""
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _BLOCK = re.compile(r"^model\.layers\.(\d+)\.")
 
 
@@ -124,10 +125,17 @@ def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> li
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    known: dict[str, tuple[str, str | None]] = {}
     for name in sorted(stored, key=dot_natural_key):
-        target, pattern = rename_source_key(
-            name, renamings, converters, model.base_model_prefix, expected
-        )
+        alike = _EXPERT.sub(".experts.*.", name)
+        if alike not in known:
+            renamed = rename_source_key(
+                name, renamings, converters, model.base_model_prefix, expected
+            )
+            if "*" not in (renamed[1] or ""):
+                alike = name  # what it is called depends on its expert
+            known[alike] = renamed
+        target, pattern = known[alike]
         found[target].append((pattern or "", name))
     for tied, origin in (getattr(model, "_tied_weights_keys", None) or {}).items():
         if model.config.tie_word_embeddings and tied not in found and origin in found:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers import reduction
+from moe_outliers.host_copy import HostCopy
 from moe_outliers.reducers import Reducer, reducer
 from moe_outliers.sites import Site, family_of, sites_of
 from moe_outliers.statistics import VARIABLES
@@ -61,6 +62,7 @@ class Recorder:
         self._stores: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         self._hit: dict[tuple[str, torch.device], Tensor] = {}
         self._pending: dict[int, list[dict[str, Tensor]]] = {}
+        self._moving: list[HostCopy] = []
         self.gain: dict[int, Tensor] = {}
         self.offset: dict[int, Tensor] = {}
         self.norm_dtypes: set[str] = set()
@@ -113,6 +115,7 @@ class Recorder:
             )
         return self._reducers[device]
 
+    @torch.inference_mode()  # what the hooks made is changed in no other mode
     def _flush(self) -> None:
         for one in self._reducers.values():
             one.flush()
@@ -202,16 +205,17 @@ class Recorder:
     # -- what the engine takes -----------------------------------------------------------------
 
     def settle(self, block: int) -> None:
-        """Move what was kept of a block to the host; all sequences must have been through it."""
+        """Start to move what was kept of a block to the host, and end it for the block before.
+
+        All sequences must have been through the block. The computation never waits: the copy of one
+        block is under way while the next is computed.
+        """
         self._flush()
-        for scope, number in (
-            ("site", 2 * block),
-            ("site", 2 * block + 1),
-            ("block", block),
-            ("moe", block),
-        ):
-            store = self._stores.get((scope, number), {})
-            store.update({name: values.cpu() for name, values in store.items()})
+        moved = self._moving
+        kept = [("site", 2 * block), ("site", 2 * block + 1), ("block", block), ("moe", block)]
+        self._moving = [HostCopy(self._stores[key]) for key in kept if key in self._stores]
+        for one in moved:
+            one.finish()
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
@@ -220,6 +224,8 @@ class Recorder:
             ValueError: if an activation was NaN or infinite; the message names the first such site.
         """
         self._flush()
+        while self._moving:
+            self._moving.pop().finish()
         found: dict[str, list[Array]] = defaultdict(list)
         for _, store in sorted(self._stores.items(), key=lambda item: item[0][1]):
             for name, values in store.items():
@@ -248,11 +254,13 @@ class Recorder:
         }
 
     def _union_count(self, sequence: int) -> Array:
-        hit = dict.fromkeys(("attn_in", "mlp_in"), 0)
-        for (kind, _), bits in self._hit.items():
-            hit[kind] = hit[kind] | bits[sequence].cpu()  # type: ignore[assignment]
-        attention, mlp = hit["attn_in"], hit["mlp_in"]
-        return np.stack([bits.sum(0).numpy() for bits in (attention, mlp, attention | mlp)])  # type: ignore[attr-defined]
+        hit: dict[str, Tensor] = {}
+        for (kind, _), all_bits in self._hit.items():
+            bits = all_bits[sequence]
+            hit[kind] = hit[kind] | bits.to(hit[kind].device) if kind in hit else bits
+        attention, mlp = hit["attn_in"], hit["mlp_in"].to(hit["attn_in"].device)
+        sums = [bits.sum(0) for bits in (attention, mlp, attention | mlp)]
+        return torch.stack(sums).cpu().numpy()
 
 
 class _Replaced:

@@ -8,6 +8,7 @@ depend on what is held with it.
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -130,6 +131,8 @@ class Batched:
         self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
         self._held: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
         self._bytes = 0
+        here = delimiter.device
+        self._here: Any = torch.cuda.device(here) if here.type == "cuda" else nullcontext()
 
     def site(
         self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
@@ -152,14 +155,17 @@ class Batched:
         self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
     ) -> dict[str, Tensor]:
         """Reduce the experts of one sequence at once: their outputs are too large to be held."""
-        return self._fused.experts(raw, weights, picked, count)
+        with self._here:
+            return self._fused.experts(raw, weights, picked, count)
 
     def flush(self) -> None:
         """Reduce all that is held."""
         while self._held:
             (scope, number, *how), held = self._held.popitem()
             sequences, *parts = zip(*held, strict=True)
-            self._keep(scope, number, sequences, self._reduce(scope, how, sequences, parts))
+            with self._here:
+                values = self._reduce(scope, how, sequences, parts)
+            self._keep(scope, number, sequences, values)
         self._bytes = 0
 
     def _hold(self, key: tuple[Any, ...], sequence: int, *tensors: Any) -> None:
