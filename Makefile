@@ -16,11 +16,17 @@ $(INSTALLED): pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,test]'
 	touch $@
 
+demo: install
+	$(BIN)/python -m moe_outliers.miniatures demo/models
+	$(BIN)/snakemake --directory demo --configfile config/demo.yaml --report report.html --report-after-run
+	@echo "figures:  demo/results/figures/"
+	@echo "report:   demo/results/report.html (and Snakemake's own: demo/report.html)"
+
 check: lint types test
 
 lint: install
-	$(BIN)/ruff format --check src scripts tests
-	$(BIN)/ruff check src scripts tests
+	$(BIN)/ruff format --check src scripts tests benchmarks
+	$(BIN)/ruff check src scripts tests benchmarks
 	$(BIN)/snakefmt --check .
 	$(BIN)/snakemake --lint
 
@@ -34,8 +40,8 @@ test-all: install
 	$(BIN)/python -m pytest -m 'not gpu'
 
 format: install
-	$(BIN)/ruff format src scripts tests
-	$(BIN)/ruff check --fix src scripts tests
+	$(BIN)/ruff format src scripts tests benchmarks
+	$(BIN)/ruff check --fix src scripts tests benchmarks
 	$(BIN)/snakefmt .
 
 constraints:

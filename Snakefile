@@ -13,6 +13,13 @@ include: "rules/texts.smk"
 include: "rules/tokenize.smk"
 include: "rules/extract.smk"
 include: "rules/verify.smk"
+include: "rules/metrics.smk"
+include: "rules/bootstrap.smk"
+include: "rules/comparison.smk"
+include: "rules/validate.smk"
+include: "rules/tables.smk"
+include: "rules/plot.smk"
+include: "rules/report.smk"
 include: "rules/heal.smk"
 
 
@@ -21,4 +28,7 @@ rule all:
     input:
         expand(pairs, model=models, batch=batches),
         expand("results/verify/{model}.json", model=models),
+        "results/tables/summary.json",
+        "results/figures",
+        "results/report.html",
     localrule: True

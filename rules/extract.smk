@@ -16,6 +16,8 @@ rule extract:
         "logs/extract/{model}.benchmark.tsv"
     conda:
         "../envs/extract.yaml"
+    # All of them with a GPU: on one machine, one model after the other.
+    threads: 1 if config["extract"]["device"] == "cpu" else workflow.cores
     resources:
         engine="streamed",
         gpus=column("gpus"),
@@ -24,7 +26,7 @@ rule extract:
         disk_gb=column("disk_gb"),
         download_gb=column("download_gb"),
     params:
-        identity=identity,
+        identity=column("identity"),
         device=config["extract"]["device"],
         dtype=config["extract"]["dtype"],
         micro_batch=config["extract"]["micro_batch"],

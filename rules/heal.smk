@@ -31,10 +31,13 @@ def find_damage():
     hashes = checks.Hashes(state / "hashes.json", full=config["receipts"] == "full")
     for model in models:
         damaged.update(checks.pair_faults(pairs_of(model), hashes))
-    others = [rule for rule in workflow.rules if rule.name != "extract"]
+        verdict = Path(f"results/verify/{model}.json")
+        if verdict.exists() and not all(pair.statistics.exists() for pair in pairs_of(model)):
+            damaged[verdict] = "a batch that it judges is missing"
+    makers = [each for each in workflow.rules if each.name != "extract"]
     for path in sorted(Path("results").rglob("*")):
         hidden = any(part.startswith(".") for part in path.parts)
-        if not hidden and any(rule.is_producer(str(path)) for rule in others):
+        if not hidden and any(maker.is_producer(str(path)) for maker in makers):
             if fault := checks.product_fault(path, hashes):
                 damaged[path] = fault
     hashes.save()

@@ -15,8 +15,8 @@ rule verify:
     conda:
         "../envs/analysis.yaml"
     params:
-        identity=identity,
-        row=shape,
+        identity=column("identity"),
+        row=column("shape"),
         alphas=config["extract"]["alphas"],
         tokens=data["tokens"],
         version=versions.VERIFY,

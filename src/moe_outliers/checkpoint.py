@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from moe_outliers import files
 from moe_outliers.sites import family_of
-from moe_outliers.source import Source
+from moe_outliers.source import Folder, Source
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -193,7 +194,13 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
     return found
 
 
-def read_index(source: Source) -> dict[str, Tensor]:
+def read_index(folder: Path) -> dict[str, Tensor]:
+    """Read the headers of all shards of a folder: as `index_of`."""
+    with closing(Folder(folder, shards(folder))) as source:
+        return index_of(source)
+
+
+def index_of(source: Source) -> dict[str, Tensor]:
     """Read the headers of all shards, and nothing else of them.
 
     Returns:

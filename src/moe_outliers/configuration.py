@@ -2,7 +2,7 @@
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,24 @@ def models(config: Mapping[str, Any], path: Path, schemas: Path) -> dict[str, Ro
     """
     check(config, schemas)
     return select(config["models"], read_table(path, schemas), path)
+
+
+def shape(row: Row) -> dict[str, int]:
+    """Return what a row says of the model's shape, for `verify` to check against the checkpoint."""
+    return {name: row[name] for name in ("layers", "width", "experts", "top_k")}
+
+
+def local_files(row: Row, here: Callable[[str], str], pattern: str) -> list[str]:
+    """Name files of a model's checkpoint, if it lies in a folder; none if it is on the hub.
+
+    Args:
+        row: the model's row.
+        here: turns a path of the workflow's folder into one of the working directory.
+        pattern: which files, as a glob.
+    """
+    if row["revision"] != "local":
+        return []
+    return sorted(str(path) for path in Path(here(row["repo"])).glob(pattern))
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ def extract(task: Task, progress: Progress) -> None:
     if not wanted:
         progress("every batch is valid: nothing to do")
         return
+    if task.device == "cpu":
+        torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on their number
     for batch in wanted:
         if reason := receipts.fault(batch.statistics, batch.receipt, batch.expected):
             progress(f"{batch.statistics}: {reason}: computing it")
@@ -97,7 +99,8 @@ def environment(device: str) -> dict[str, str]:
         "cuda": cuda or "none",
     }
     if device == "cuda":
-        here["kernels"] = f"triton {version('triton')}" if find_spec("triton") else "none"
+        there = find_spec("triton") is not None
+        here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
     return here
 
 
@@ -109,10 +112,11 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     """
     invalid, others = [], []
     here = environment(task.device)
+    checkpoint = digest(task.folder) if task.folder else None
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
-        expected = dataclasses.replace(batch.expected, ids_sha256=ids)
-        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, with its ids
+        expected = dataclasses.replace(batch.expected, ids_sha256=ids, checkpoint=checkpoint)
+        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, knowing more
         if receipts.fault(batch.statistics, batch.receipt, expected):
             invalid.append(batch)
         elif receipts.read(batch.receipt).versions != here:
@@ -150,11 +154,6 @@ class _Writer:
         self.task, self.running, self.recorder = task, running, recorder
 
     @cached_property
-    def checkpoint(self) -> str | None:
-        """The digest of a local checkpoint."""
-        return digest(self.task.folder) if self.task.folder else None
-
-    @cached_property
     def attributes(self) -> dict[str, Any]:
         """How the numbers were made, once some are."""
         return _attributes(self.task, self.running.model, self.recorder)
@@ -181,32 +180,32 @@ class _Writer:
         reach(Failpoint.BEFORE_STATISTICS)
         statistics.write(statistics.assemble(variables, coordinates, attributes), batch.statistics)
         reach(Failpoint.BEFORE_RECEIPT)
-        receipts.write(batch.receipt, self._receipt(batch))
+        receipts.write(batch.receipt, **self._receipt(batch))
         reach(Failpoint.AFTER_RECEIPT)
 
-    def _receipt(self, batch: Pair) -> receipts.Receipt:
+    def _receipt(self, batch: Pair) -> dict[str, Any]:
         expected = batch.expected
-        return receipts.Receipt(
-            format=1,
-            file=batch.statistics.name,
-            size=batch.statistics.stat().st_size,
-            sha256=files.sha256(batch.statistics),
-            model=expected.model,
-            repo=expected.repo,
-            revision=expected.revision,
-            checkpoint=self.checkpoint,
-            batch=expected.batch,
-            sequences=expected.sequences,
-            ids_sha256=expected.ids_sha256 or [],
-            settings=expected.settings,
-            engine=versions.EXTRACT,
-            versions=environment(self.task.device),
-            device=self.attributes["device"],
-            dtype=self.attributes["norm_dtype"],
-            attempt=files.ATTEMPT,
-            plan=self.running.plan,
-            pod=_pod(time.monotonic() - self.task.started),
-        )
+        return {
+            "format": 1,
+            "file": batch.statistics.name,
+            "size": batch.statistics.stat().st_size,
+            "sha256": files.sha256(batch.statistics),
+            "model": expected.model,
+            "repo": expected.repo,
+            "revision": expected.revision,
+            "checkpoint": expected.checkpoint,
+            "batch": expected.batch,
+            "sequences": expected.sequences,
+            "ids_sha256": expected.ids_sha256 or [],
+            "settings": expected.settings,
+            "engine": versions.EXTRACT,
+            "versions": environment(self.task.device),
+            "device": self.attributes["device"],
+            "dtype": self.attributes["norm_dtype"],
+            "attempt": files.ATTEMPT,
+            "plan": self.running.plan,
+            "pod": _pod(time.monotonic() - self.task.started),
+        }
 
 
 def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
@@ -236,11 +235,13 @@ def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
     }
 
 
-def _pod(seconds: float) -> receipts.Pod | None:
+def _pod(seconds: float) -> dict[str, Any] | None:
     """Describe the rented machine that this runs on, from its environment."""
     if not (name := os.environ.get("RUNPOD_POD_ID")):
         return None
     price = os.environ.get("RUNPOD_PRICE_USD_PER_H")
-    return receipts.Pod(
-        id=name, price_usd_per_h=float(price) if price else None, seconds=round(seconds, 1)
-    )
+    return {
+        "id": name,
+        "price_usd_per_h": float(price) if price else None,
+        "seconds": round(seconds, 1),
+    }

@@ -56,9 +56,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically: sorted keys, and ValueError for a NaN or an infinity."""
+    """Write JSON atomically, as `json_bytes` makes it."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Make JSON: indented, sorted keys, and ValueError for a NaN or an infinity."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:

@@ -56,6 +56,7 @@ class Receipt(BaseModel):
         description="what was stepped down for lack of memory; changes no number"
     )
     pod: Pod | None = Field(description="the rented machine; null for one's own")
+    digest: Sha256 = Field(description="digest of all other keys: a receipt proves itself too")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Expected:
 
     Attributes:
         ids_sha256: digests of the token ids, None where they are not known yet.
+        checkpoint: digest of a local checkpoint's files, None where it is not known or on the hub.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Expected:
     sequences: list[int]
     settings: str
     ids_sha256: list[str] | None = None
+    checkpoint: str | None = None
 
 
 class Pair(NamedTuple):
@@ -114,20 +117,35 @@ def read(path: str | Path) -> Receipt:
     """Read a receipt.
 
     Raises:
-        ValueError: if it is no valid receipt; the message names the file and the first fault.
+        ValueError: if it is no valid receipt, or not byte by byte as `write` writes it; the message
+            names the file and the first fault.
     """
     value = files.read_json(path)
     try:
-        return Receipt.model_validate(value)
+        receipt = Receipt.model_validate(value)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise ValueError(f"{path}: no valid receipt: {place}: {fault['msg']}") from None
+    if receipt.digest != _digest(value) or files.json_bytes(value) != Path(path).read_bytes():
+        raise ValueError(f"{path}: no valid receipt: it was changed after it was written")
+    return receipt
 
 
-def write(path: str | Path, receipt: Receipt) -> None:
-    """Write a receipt atomically."""
+def write(path: str | Path, **fields: Any) -> None:
+    """Write a receipt atomically.
+
+    Args:
+        path: the receipt.
+        fields: of Receipt, all but `digest`.
+    """
+    receipt = Receipt(**fields, digest=_digest(fields))
     files.write_json(path, receipt.model_dump())
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    plain = {name: value for name, value in fields.items() if name != "digest"}
+    return files.sha256_of(plain)
 
 
 def fault(
@@ -181,6 +199,8 @@ def mismatch(found: Receipt, expected: Expected) -> str | None:
         return "made with other settings of `extract`"
     if expected.ids_sha256 is not None and found.ids_sha256 != expected.ids_sha256:
         return "made from other token ids"
+    if expected.checkpoint is not None and found.checkpoint != expected.checkpoint:
+        return "made from other weights"
     return None
 
 

@@ -88,11 +88,10 @@ class Recorder:
         def hook(norm: Any, args: tuple[Tensor, ...], x: Tensor) -> None:
             self.norm_dtypes.add(str(x.dtype).removeprefix("torch."))
             if number not in self.gain:
-                self.gain[number] = norm.weight.float() + self.family.unit_offset
-                bias = getattr(norm, "bias", None)
-                self.offset[number] = (
-                    torch.zeros_like(self.gain[number]) if bias is None else bias.float() + 0.0
-                )
+                gain = norm.weight.detach().float() + self.family.unit_offset
+                bias, nothing = getattr(norm, "bias", None), torch.zeros_like(gain)
+                self.gain[number] = gain
+                self.offset[number] = nothing if bias is None else nothing + bias.detach().float()
             here, hits = self._reducer(x.device), self._hits(site.kind, x)
             for row, sequence in enumerate(self.sequences):
                 here.site(number, sequence, x[row], args[0][row], hits[sequence], norm=norm)

@@ -5,11 +5,13 @@ contract: what the extraction fills in, what `verify` checks and what docs/stati
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -206,23 +208,25 @@ def write(dataset: xr.Dataset, path: str | Path) -> None:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=encoding)
 
 
-def read(path: str | Path) -> xr.Dataset:
-    """Read a statistics file whole; its receipt must have been checked before.
+def read(path: str | Path, variables: Collection[str] | None = None) -> xr.Dataset:
+    """Read a statistics file; its receipt must have been checked before.
 
-    Raises: ValueError: if it is no statistics file, is damaged, or has a format newer than this
-        program knows.
+    Args:
+        path: the file.
+        variables: the variables to read; None for all.
+
+    Raises:
+        ValueError: if it is no statistics file, is damaged, or has a format newer than this program
+            knows.
     """
-    try:
-        with (
-            warnings.catch_warnings(),
-            xr.open_dataset(
-                path, engine="h5netcdf", mask_and_scale=False, decode_times=False
-            ) as file,
-        ):
-            warnings.simplefilter("ignore")
-            dataset = file.load()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: no statistics file: {error}") from error
+    lazily: Any = {"mask_and_scale": False, "decode_times": False, "cache": False}
+    with (
+        _failing(path),
+        warnings.catch_warnings(action="ignore"),
+        xr.open_dataset(path, engine="h5netcdf", **lazily) as file,
+    ):
+        unwanted = [] if variables is None else [n for n in file.data_vars if n not in variables]
+        dataset = file.drop_vars(unwanted).load()
     version = dataset.attrs.get("format")
     if not isinstance(version, int | np.integer) or version > STATISTICS_FORMAT:
         raise ValueError(
@@ -231,15 +235,47 @@ def read(path: str | Path) -> xr.Dataset:
     return dataset
 
 
-def read_all(paths: Sequence[str | Path]) -> xr.Dataset:
-    """Read the batches of one model as one dataset, in order of their global sequence indices."""
-    batches = [read(path) for path in paths]
-    merged = xr.concat(
-        batches,
-        dim="sequence",
-        data_vars="minimal",
-        coords="minimal",
-        compat="override",
-        join="exact",
-    )
-    return merged.sortby("sequence")
+def read_all(
+    paths: Sequence[str | Path],
+    variables: Collection[str] | None = None,
+    order: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """Read the batches of one model as one dataset; no second copy is in memory beside it.
+
+    Args:
+        paths: the files, in any order.
+        variables: the variables to read; None for all. What the first file lacks is left out.
+        order: global indices of the sequences, in the order wanted; None for ascending.
+
+    Raises:
+        ValueError: as for `read`, or if the files do not fit together.
+    """
+    first = read(paths[0], variables)
+    with ExitStack() as stack:
+        stack.enter_context(_failing(f"{paths[0]} and its siblings"))
+        batches = [stack.enter_context(h5py.File(path)) for path in paths]
+        held = [batch["sequence"][...].tolist() for batch in batches]
+        found = sorted(sequence for part in held for sequence in part)
+        wanted = found if order is None else list(order)
+        if found != sorted(set(wanted)):
+            raise ValueError(f"they hold the sequences {found}, not {wanted}")
+        rows = [[wanted.index(sequence) for sequence in part] for part in held]
+        merged = {}
+        for name, variable in first.variables.items():
+            if "sequence" in variable.dims:
+                whole = np.empty((len(wanted), *variable.shape[1:]), variable.dtype)
+                for place, batch in zip(rows, batches, strict=True):
+                    whole[place] = batch[name][...].reshape(len(place), *whole.shape[1:])
+                merged[name] = xr.Variable(variable.dims, whole, variable.attrs)
+            else:
+                merged[name] = variable
+    return xr.Dataset(merged, attrs=first.attrs).set_coords(list(first.coords))
+
+
+@contextmanager
+def _failing(name: str | Path) -> Iterator[None]:
+    """Turn what the libraries raise on a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: no statistics file: {error}") from error

@@ -75,7 +75,7 @@ class Streamed:
         self._source = source
         config = checkpoint.read_config(source.folder / "config.json")
         quantised = checkpoint.quantisation(config, source.folder)
-        index = checkpoint.read_index(source)
+        index = checkpoint.index_of(source)
         self.model = skeleton(source.folder, dtype_of(dtype, config, index), self.device)
         try:
             groups = placement.groups(self.model, index, quantised)
@@ -109,6 +109,7 @@ class Streamed:
         sweep = _Sweep(self, recorder, batches, progress)
         sweep.run()
         self._source.check()
+        progress(sweep.summary())
         yield from (row for batch in batches for row in batch if row in set(wanted))
 
 
@@ -148,6 +149,14 @@ class _Sweep:
                 self._progress(line)
             if engine.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def summary(self) -> str:
+        """Say what was done."""
+        total = sum(layout.read_bytes for layout in self._layouts)
+        return (
+            f"forward passes: {len(self._batches)}, each of {len(self._layouts) - 2} blocks; "
+            f"{total / 1e9:.1f} GB in {time.monotonic() - self._started:.1f} s"
+        )
 
     def _choose_depth(self) -> int:
         """Compute what the sweep needs, and choose how far to read ahead."""

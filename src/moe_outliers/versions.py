@@ -10,8 +10,11 @@ EXTRACT = 1
 VERIFY = 1
 METRICS = 1
 BOOTSTRAP = 1
+COMPARISON = 1
+VALIDATE = 1
 PLOT = 1
 TABLES = 1
+REPORT = 1
 
 STATISTICS_FORMAT = 1
 """Format of the statistics file; readers refuse a newer one than they know."""

@@ -40,13 +40,13 @@ def test_sinks_on_the_flash_kernel_are_those_of_the_definition(positions, window
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_with_sinks_is_the_same_as_with_eager_attention(checkpoint):
+def test_a_model_with_sinks_is_the_same_as_with_eager_attention(tiny_checkpoint):
     transformers.AttentionInterface.register(attention.SINK_FLASH, attention.sink_flash)
     ids = torch.arange(64).view(1, -1)
     found = []
     for name in ("eager", attention.SINK_FLASH):
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint("gpt_oss"), dtype=torch.float32, attn_implementation=name
+            tiny_checkpoint("gpt_oss"), dtype=torch.float32, attn_implementation=name
         )
         for layer in model.model.layers:
             nn.init.normal_(layer.self_attn.sinks, generator=torch.Generator().manual_seed(1))

@@ -69,9 +69,9 @@ def extract(work, out, *, engine="streamed", disk=10**9, folder="", server=None,
 
 
 def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left(
-    checkpoint, tokens
+    tiny_checkpoint, tokens
 ):
-    folder = checkpoint("qwen3_next")
+    folder = tiny_checkpoint("qwen3_next")
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     faults = [Fault("drop", r"\.safetensors$", times=5), Fault("flip", r"index\.json", times=1)]
     with Hub(models={"org/model": folder}, faults=faults, token=TOKEN) as server:
@@ -109,8 +109,8 @@ def _variables(path):
         (Fault("404", r"\.safetensors$", times=99), "has no model-"),
     ],
 )
-def test_what_the_hub_refuses_is_one_message(fault, message, checkpoint, tokens):
-    with Hub(models={"org/model": checkpoint("olmoe")}, faults=[fault]) as server:
+def test_what_the_hub_refuses_is_one_message(fault, message, tiny_checkpoint, tokens):
+    with Hub(models={"org/model": tiny_checkpoint("olmoe")}, faults=[fault]) as server:
         done = extract(tokens, "hub", server=server)
     assert done.returncode == 1
     assert message in done.stderr
@@ -118,8 +118,8 @@ def test_what_the_hub_refuses_is_one_message(fault, message, checkpoint, tokens)
     assert not list(tokens.glob("hub/*"))
 
 
-def test_a_model_in_the_cache_of_the_hubs_own_client_is_used_where_it_is(checkpoint, tokens):
-    with Hub(models={"org/model": checkpoint("mixtral")}) as server:
+def test_a_model_in_the_cache_of_the_hubs_own_client_is_used_where_it_is(tiny_checkpoint, tokens):
+    with Hub(models={"org/model": tiny_checkpoint("mixtral")}) as server:
         program = (
             f"import huggingface_hub as h; h.snapshot_download('org/model', revision={COMMIT!r})"
         )

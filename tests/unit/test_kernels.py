@@ -149,9 +149,9 @@ def test_a_sequence_alone_gives_the_same_bits_as_among_others():
 
 
 @pytest.mark.parametrize(("name", "held"), [("glm4_moe", 10**9), ("phimoe", 40_000)])
-def test_a_model_is_reduced_alike_whole_and_streamed(name, held, checkpoint, monkeypatch):
+def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(reducers, "HELD_BYTES", held)
-    folder = checkpoint(name)
+    folder = tiny_checkpoint(name)
     how = {"wanted": [0, 1], "kernels": True, "device": DEVICE, "dtype": "float32"}
     whole = running.hold(folder, **how)
     assert running.stream(folder, **how) == whole

@@ -48,8 +48,8 @@ def test_this_machine_has_some_memory():
     assert 100_000_000 < memory.host_bytes() < 10**14
 
 
-def test_needs_follow_from_the_model_and_grow_with_what_is_asked(checkpoint):
-    folder = checkpoint("gpt_oss-mxfp4")
+def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint):
+    folder = tiny_checkpoint("gpt_oss-mxfp4")
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
     how = {"sequences": 4, "tokens": 64, "micro_batch": 1, "alphas": 9}
@@ -65,8 +65,8 @@ def test_needs_follow_from_the_model_and_grow_with_what_is_asked(checkpoint):
         )
 
 
-def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(checkpoint, monkeypatch):
-    folder = checkpoint("mixtral")
+def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(tiny_checkpoint, monkeypatch):
+    folder = tiny_checkpoint("mixtral")
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         tight = memory.needs(

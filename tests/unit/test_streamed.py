@@ -20,9 +20,9 @@ from moe_outliers.source import Folder
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", [*tiny.FAMILIES, "gpt_oss-mxfp4"])
 def test_streamed_equals_resident_bit_for_bit_from_disk_and_over_a_bad_line(
-    name, dtype, micro_batch, checkpoint, tmp_path
+    name, dtype, micro_batch, tiny_checkpoint, tmp_path
 ):
-    folder = reference = checkpoint(name)
+    folder = reference = tiny_checkpoint(name)
     if name == "gpt_oss-mxfp4" and dtype == "float32":  # transformers 5.17 makes these bfloat16
         reference = tiny.dequantised(folder, tmp_path / "plain", torch.float32)
     wanted = hold(reference, dtype, micro_batch=micro_batch)
@@ -43,16 +43,16 @@ def test_streamed_equals_resident_bit_for_bit_from_disk_and_over_a_bad_line(
     ],
 )
 @pytest.mark.parametrize("name", ["glm4_moe", "gpt_oss-mxfp4", "qwen3_moe-fp8"])
-def test_how_the_bytes_travel_changes_no_byte(name, options, checkpoint, monkeypatch):
-    folder = checkpoint(name)
+def test_how_the_bytes_travel_changes_no_byte(name, options, tiny_checkpoint, monkeypatch):
+    folder = tiny_checkpoint(name)
     wanted = stream(folder)
     monkeypatch.setattr(dequantise, "PART_ELEMENTS", 1000)
     assert stream(folder, options=options) == wanted
 
 
 @pytest.mark.parametrize("spare", [0, 100_000, 10**9])
-def test_the_disk_budget_changes_no_byte_and_is_kept(spare, checkpoint, tmp_path, monkeypatch):
-    folder = checkpoint("qwen3_next")
+def test_the_disk_budget_changes_no_byte_and_is_kept(spare, tiny_checkpoint, tmp_path, monkeypatch):
+    folder = tiny_checkpoint("qwen3_next")
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
     with closing(Folder(folder, checkpoints.shards(folder))) as local:
         layouts = streamed.Streamed(local, device="cpu", dtype="auto").layouts
@@ -69,15 +69,19 @@ def test_the_disk_budget_changes_no_byte_and_is_kept(spare, checkpoint, tmp_path
 
 @pytest.mark.parametrize("name", tiny.QUANTISED)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_quantised_weights_are_those_that_transformers_makes(name, dtype, checkpoint, tmp_path):
-    folder = checkpoint(name)
+def test_quantised_weights_are_those_that_transformers_makes(
+    name, dtype, tiny_checkpoint, tmp_path
+):
+    folder = tiny_checkpoint(name)
     plain = tiny.dequantised(folder, tmp_path / "plain", dtype)
     kind = str(dtype).removeprefix("torch.")
     assert stream(folder, kind) == hold(plain, kind)
 
 
-def test_a_checkpoint_in_another_precision_is_cast_as_transformers_casts_it(checkpoint, tmp_path):
-    folder = shutil.copytree(checkpoint("olmoe"), tmp_path / "wide")
+def test_a_checkpoint_in_another_precision_is_cast_as_transformers_casts_it(
+    tiny_checkpoint, tmp_path
+):
+    folder = shutil.copytree(tiny_checkpoint("olmoe"), tmp_path / "wide")
     random = torch.Generator().manual_seed(3)
     found = tiny.tensors(folder).items()
     wide = {k: v.float() + torch.rand(v.shape, generator=random) / 1000 for k, v in found}
@@ -88,8 +92,8 @@ def test_a_checkpoint_in_another_precision_is_cast_as_transformers_casts_it(chec
     assert stream(folder, "auto") == hold(folder, "auto") == hold(folder, "float32")
 
 
-def test_some_rows_alone_are_the_same_as_among_all(checkpoint):
-    folder = checkpoint("mixtral")
+def test_some_rows_alone_are_the_same_as_among_all(tiny_checkpoint):
+    folder = tiny_checkpoint("mixtral")
     for micro_batch in (1, 2):
         everything = stream(folder, micro_batch=micro_batch)
         some = stream(folder, micro_batch=micro_batch, wanted=[1, 4])
@@ -101,9 +105,9 @@ def test_some_rows_alone_are_the_same_as_among_all(checkpoint):
     "place", ["before_slots", "before_forward:1", "before_forward:8", "before_forward:20"]
 )
 def test_out_of_device_memory_less_is_read_ahead_and_no_byte_changes(
-    place, checkpoint, monkeypatch
+    place, tiny_checkpoint, monkeypatch
 ):
-    folder = checkpoint("gpt_oss-mxfp4")
+    folder = tiny_checkpoint("gpt_oss-mxfp4")
     wanted = stream(folder)
     monkeypatch.setattr(failpoints, "_reached", Counter())
     monkeypatch.setenv(failpoints.VARIABLE, f"{place}!")
@@ -118,18 +122,18 @@ def test_out_of_device_memory_less_is_read_ahead_and_no_byte_changes(
 
 
 def test_out_of_device_memory_with_nothing_read_ahead_is_an_error_with_the_way_out(
-    checkpoint, monkeypatch
+    tiny_checkpoint, monkeypatch
 ):
     monkeypatch.setattr(failpoints, "_reached", Counter())
     monkeypatch.setenv(failpoints.VARIABLE, "before_forward:3!")
     before = threading.active_count()
     with pytest.raises(ValueError, match=r"block 0.*a device with more memory"):
-        stream(checkpoint("gpt_oss"), options=streamed.Options(depth=0), wanted=[0, 1])
+        stream(tiny_checkpoint("gpt_oss"), options=streamed.Options(depth=0), wanted=[0, 1])
     assert threading.active_count() == before
 
 
-def test_a_failing_forward_leaves_no_thread_and_no_parameter_behind(checkpoint):
-    folder, before = checkpoint("olmoe"), threading.active_count()
+def test_a_failing_forward_leaves_no_thread_and_no_parameter_behind(tiny_checkpoint):
+    folder, before = tiny_checkpoint("olmoe"), threading.active_count()
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         engine.model.model.layers[1].mlp.gate.forward = None
@@ -139,8 +143,8 @@ def test_a_failing_forward_leaves_no_thread_and_no_parameter_behind(checkpoint):
     assert threading.active_count() == before
 
 
-def test_a_parameter_that_did_not_come_to_the_device_is_noticed(checkpoint):
-    folder = checkpoint("olmoe")
+def test_a_parameter_that_did_not_come_to_the_device_is_noticed(tiny_checkpoint):
+    folder = tiny_checkpoint("olmoe")
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         engine.layouts[2].group.parameters.pop(3)
@@ -148,9 +152,9 @@ def test_a_parameter_that_did_not_come_to_the_device_is_noticed(checkpoint):
             taken(engine.model, engine.run)
 
 
-def test_progress_says_how_far_it_is(checkpoint, monkeypatch):
+def test_progress_says_how_far_it_is(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(streamed, "REPORT_S", 0.0)
-    folder, lines = checkpoint("olmoe"), []
+    folder, lines = tiny_checkpoint("olmoe"), []
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         recorder = Recorder(engine.model, IDS, DELIMITER, ALPHAS)

@@ -1,0 +1,77 @@
+"""Tables of the sweep: everything measured -> results/tables/*.{csv,parquet}, results/tables/summary.json."""
+
+tables = [
+    "models",
+    "intervals",
+    "values",
+    "sequences",
+    "features",
+    "profile",
+    "blocks",
+    "experts",
+    "sensitivity",
+    "stability",
+    "cross_batch",
+    "provenance",
+    "differences",
+    "correlations",
+    "stable_ranges",
+    "legacy",
+    "reference",
+    "published",
+    "warnings",
+    "validate_coverage",
+    "validate_selection",
+    "validate_classes",
+    "metrics",
+    "dictionary",
+]
+
+
+rule tables:
+    """Stack the tables of all models, compare them with earlier work, and explain each column."""
+    input:
+        metrics=rules.comparison.input.values,
+        others=expand(
+            "results/metrics/{model}.{table}.parquet",
+            model=models,
+            table=[
+                "sequences",
+                "features",
+                "profile",
+                "blocks",
+                "experts",
+                "sensitivity",
+                "stability",
+                "cross_batch",
+                "provenance",
+            ],
+        ),
+        intervals=expand("results/bootstrap/{model}.parquet", model=models),
+        comparison=[
+            "results/comparison/intervals.parquet",
+            "results/comparison/differences.parquet",
+            "results/comparison/correlations.parquet",
+        ],
+        validation=[
+            "results/validate/coverage.parquet",
+            "results/validate/selection.parquet",
+            "results/validate/classes.parquet",
+        ],
+        reference=here("config/reference.yaml"),
+    output:
+        parquet=expand("results/tables/{table}.parquet", table=tables),
+        csv=expand("results/tables/{table}.csv", table=tables),
+        summary="results/tables/summary.json",
+    log:
+        "logs/tables.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        rows=rows,
+        criteria=config["outliers"],
+        seed=config["seed"],
+        version=versions.TABLES,
+    script:
+        "../scripts/tables.py"

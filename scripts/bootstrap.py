@@ -1,0 +1,30 @@
+"""Confidence intervals of one model's metrics."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import metrics, parquet
+from moe_outliers.bootstrap import bootstrap
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read the values by sequence, write the intervals."""
+    params = job.params
+    intervals = bootstrap(
+        parquet.read(job.input.values, metrics.VALUES),
+        parquet.read(job.input.sequences, metrics.SEQUENCES),
+        metrics.Criteria(**params.criteria),
+        resamples=params.resamples,
+        confidence=params.confidence,
+        seed=params.seed,
+    )
+    parquet.write(intervals, job.output.intervals)
+    logging.info("%s: %d intervals", job.wildcards.model, intervals.num_rows)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

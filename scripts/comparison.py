@@ -1,0 +1,38 @@
+"""Compare the models of a sweep."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import metrics, parquet
+from moe_outliers.comparison import Measured, compare
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read three tables of each model, write what differs between models."""
+    params, names = job.params, ("values", "sequences", "tokens")
+    paths = zip(*(job.input[name] for name in names), strict=True)
+    models = {
+        model: Measured(
+            *(parquet.read(path, metrics.TABLES[n]) for n, path in zip(names, three, strict=True)),
+            row=row,
+        )
+        for (model, row), three in zip(params.rows.items(), paths, strict=True)
+    }
+    tables = compare(
+        models,
+        metrics.Criteria(**params.criteria),
+        resamples=params.resamples,
+        confidence=params.confidence,
+        seed=params.seed,
+    )
+    for name, table in tables.items():
+        parquet.write(table, job.output[name])
+    logging.info("%d models, %d differences", len(models), tables["differences"].num_rows)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

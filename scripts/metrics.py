@@ -1,0 +1,29 @@
+"""Compute every metric of one model."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import draws, files, metrics, parquet, statistics, tokenize, verify
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read the statistics of a valid model, write its tables."""
+    model, params = job.wildcards.model, job.params
+    verify.refuse_invalid(files.read_json(job.input.verdict))
+    tokens = parquet.read(job.input.tokens, tokenize.SCHEMA)
+    tokens = tokens.take(draws.order(tokens["ids_sha256"].to_pylist()))
+    order = tokens["sequence"].to_pylist()
+    data = statistics.read_all(job.input.statistics, metrics.VARIABLES, order)
+    criteria = metrics.Criteria(**params.criteria)
+    tables = metrics.measure(model, data, tokens, criteria, params.seed)
+    for name, table in tables.items():
+        parquet.write(table, job.output[name])
+    logging.info("%s: %d sequences, %d values", model, len(order), tables["values"].num_rows)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

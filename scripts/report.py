@@ -1,0 +1,25 @@
+"""Write the report and its opening."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import files, receipts, report
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read the summary, the figures and the receipts; write the page."""
+    summary = files.read_json(job.input.summary)
+    costs = report.costs([receipts.read(path) for path in job.input.receipts])
+    page = report.page(summary, Path(job.input.plots[0]).parent, costs)
+    files.write_bytes(job.output.page, page.encode())
+    files.write_bytes(job.output.answer, report.opening(summary).encode())
+    logging.info("%d models, %d characters", len(summary["models"]), len(page))
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

@@ -1,0 +1,42 @@
+"""Put the tables of a sweep together."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.csv
+
+from moe_outliers import files, parquet, reference, summary, tables
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Read every table of every model, write them stacked, and the summary."""
+    paths = list(map(Path, [*job.input.metrics, *job.input.others]))
+    models = {}
+    for model, intervals in zip(job.params.rows, job.input.intervals, strict=True):
+        own = {p.name.removeprefix(f"{model}.").removesuffix(".parquet"): p for p in paths}
+        own |= {"values": Path(f"results/metrics/{model}.parquet"), "intervals": Path(intervals)}
+        models[model] = {n: parquet.read(own[n]) for n in (*tables.OF_MODELS, "intervals")}
+    found = tables.collect(
+        models,
+        job.params.rows,
+        {Path(path).stem: parquet.read(path) for path in job.input.comparison},
+        {Path(path).stem: parquet.read(path) for path in job.input.validation},
+        reference.read(Path(job.input.reference)),
+    )
+    for path in map(Path, job.output.parquet):
+        parquet.write(found[path.stem], path)
+    for path in map(Path, job.output.csv):
+        with files.replacing(path) as part:
+            pyarrow.csv.write_csv(found[path.stem], part)
+    told = summary.summarise(found, dict(job.params.criteria), job.params.seed)
+    files.write_json(job.output.summary, told)
+    logging.info("%d tables of %d models", len(found), len(models))
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

@@ -1,0 +1,32 @@
+"""Measure the coverage of the intervals, and false discovery and power of the classes."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from moe_outliers import metrics, parquet, validate, validate_classes
+from moe_outliers.job import run
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job: Any) -> None:
+    """Simulate, write what was measured."""
+    params = job.params
+    sizes, level = list(params.sizes), {"confidence": params.confidence, "seed": params.seed}
+    criteria = metrics.Criteria(**params.criteria)
+    models = max(2, params.sets // 200)
+    tables = {
+        "coverage": validate.coverage(sizes, sets=params.sets, **level),
+        "selection": validate.selection(
+            sizes, criteria.layer_share, sets=max(2, params.sets // 10), **level
+        ),
+        "classes": validate_classes.classes(sizes, criteria, models=models, seed=params.seed),
+    }
+    for name, table in tables.items():
+        parquet.write(table, job.output[name])
+    logging.info("%d simulated sets a row, sequences: %s", params.sets, sizes)
+
+
+if __name__ == "__main__":
+    run(main, snakemake)

@@ -1,0 +1,1 @@
+"""The figures: each drawn by one function over the tables of the sweep."""

@@ -1,0 +1,159 @@
+"""Confidence intervals of a mean over sequences, for many quantities at once.
+
+The sequence is the unit: positions of one sequence depend on each other, and intervals from
+resampled positions are far too narrow. docs/method.md gives the measured coverage of each method.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+Array = NDArray[Any]
+
+CHUNK = 2_000_000
+"""Resampled means that are held at a time."""
+
+ROUNDING = 1e-12
+"""Values that differ by less than this, relative to the largest, are equal."""
+
+EXPANDED_BCA = "expanded BCa"
+EDGE = "edge"
+T = "t"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Estimates with their intervals, one entry a quantity; NaN where there is none.
+
+    Attributes:
+        method: how the interval was made, `none` where there is none.
+        degenerate: what is special about the data, an empty text for nothing.
+    """
+
+    estimate: Array
+    low: Array
+    high: Array
+    method: Array
+    degenerate: Array
+
+
+def resample(rng: np.random.Generator, sequences: int, resamples: int) -> Array:
+    """Draw sequences with replacement.
+
+    Returns:
+        (resample, sequence), how often each sequence was drawn, float64.
+    """
+    drawn = rng.integers(0, sequences, (resamples, sequences))
+    flat = (drawn + np.arange(resamples)[:, None] * sequences).ravel()
+    counts = np.bincount(flat, minlength=resamples * sequences)
+    return counts.reshape(resamples, sequences).astype(float)
+
+
+def of_means(values: Array, drawn: Array, share: Array, *, confidence: float) -> Intervals:
+    """Estimate means over sequences by the expanded BCa bootstrap with the edge rule.
+
+    Constant data tell a bootstrap nothing. For a share whose n values all equal c the interval is
+    [c (1 - e), c + (1 - c) e] with e = 1 - tail^(1/n): a sequence with another value that has
+    probability e would have been missed by all n with probability `tail`.
+
+    Args:
+        values: (sequence, quantity), at least one sequence, no NaN.
+        drawn: (resample, sequence), as `resample` returns it.
+        share: (quantity,), bool: lies in [0, 1].
+        confidence: nominal level, in (0, 1); the tail is half of what is left.
+
+    Source: Efron 1987 (BCa); Hesterberg 2015, section 4.3 (expanded percentiles); the edge rule
+        is the exact binomial bound of Clopper and Pearson 1934 for no success.
+    """
+    n = len(values)
+    tail = (1 - confidence) / 2
+    estimate = _means(values)
+    low, high = np.full((2, len(estimate)), np.nan)
+    constant = _constant(values)
+    if n >= 2:
+        size = max(1, CHUNK // len(drawn))
+        varying = np.flatnonzero(~constant)
+        for part in (varying[i : i + size] for i in range(0, len(varying), size)):
+            low[part], high[part] = _expanded_bca(values[:, part], drawn, tail)
+    edge = constant & share
+    reach = 1 - tail ** (1 / n)
+    low[edge] = estimate[edge] * (1 - reach)
+    high[edge] = estimate[edge] + (1 - estimate[edge]) * reach
+    method = np.where(edge, EDGE, np.where(np.isnan(low), NONE, EXPANDED_BCA))
+    note = "one sequence" if n < 2 else "constant"
+    return Intervals(estimate, low, high, method, np.where(constant, note, ""))
+
+
+def of_differences(differences: Array, *, confidence: float) -> Intervals:
+    """Estimate means of paired differences by Student's t.
+
+    Args:
+        differences: (pair, quantity), at least one pair, no NaN.
+        confidence: nominal level, in (0, 1).
+
+    Returns:
+        No interval where all differences are equal, or there is only one.
+    """
+    n = len(differences)
+    estimate = _means(differences)
+    constant = _constant(differences)
+    half = np.full(len(estimate), np.nan)
+    if n >= 2:
+        error = differences.std(axis=0, ddof=1) / np.sqrt(n)
+        half = np.where(constant, np.nan, stats.t.ppf((1 + confidence) / 2, n - 1) * error)
+    method = np.where(np.isnan(half), NONE, T)
+    note = "one sequence" if n < 2 else "constant"
+    return Intervals(
+        estimate, estimate - half, estimate + half, method, np.where(constant, note, "")
+    )
+
+
+def expanded_tail(tail: float, n: int) -> float:
+    """Return the normal tail whose percentiles give a bootstrap of n values the width of t.
+
+    Source: Hesterberg 2015 (The American Statistician 69), section 4.3.
+    """
+    return float(special.ndtr(np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
+
+
+def _expanded_bca(values: Array, drawn: Array, tail: float) -> tuple[Array, Array]:
+    """Return the limits for quantities that vary; the notation is that of Efron 1987."""
+    n, total = len(values), len(drawn)
+    theta = _means(values)
+    replicates = np.sort((drawn @ values).T / n, axis=1)  # (quantity, resample)
+    near = ROUNDING * np.abs(values).max(axis=0)
+    below = (replicates < (theta - near)[:, None]).sum(axis=1)
+    equal = (replicates <= (theta + near)[:, None]).sum(axis=1) - below
+    z0 = special.ndtri(np.clip((below + equal / 2) / total, 1 / (2 * total), 1 - 1 / (2 * total)))
+    centred = values - theta
+    acceleration = (centred**3).sum(0) / (6 * (centred**2).sum(0) ** 1.5)
+    z = special.ndtri(expanded_tail(tail, n))
+    shifted = z0 + np.array([[z], [-z]])
+    ends = special.ndtr(z0 + shifted / np.maximum(1 - acceleration * shifted, ROUNDING))
+    return _quantile(replicates, ends[0]), _quantile(replicates, ends[1])
+
+
+def _quantile(ordered: Array, at: Array) -> Array:
+    """Return one quantile of each row of sorted values, interpolated linearly."""
+    place = at * (ordered.shape[1] - 1)
+    left = np.clip(np.floor(place).astype(int), 0, ordered.shape[1] - 2)
+    row = np.arange(len(ordered))
+    weight = place - left
+    result: Array = ordered[row, left] * (1 - weight) + ordered[row, left + 1] * weight
+    return result
+
+
+def _constant(values: Array) -> Array:
+    """Say which quantities do not vary, but for rounding."""
+    result: Array = np.ptp(values, axis=0) <= ROUNDING * np.abs(values).max(axis=0)
+    return result
+
+
+def _means(values: Array) -> Array:
+    """Return means over sequences; those of constant values are exact."""
+    result: Array = np.where(_constant(values), values[0], values.mean(axis=0))
+    return result

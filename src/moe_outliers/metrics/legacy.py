@@ -1,0 +1,79 @@
+"""The numbers of the system that this project replaces (M13): its definitions, exactly, and biased.
+
+They stand beside the corrected ones so that its published table can be compared. docs/legacy.md
+shows what is wrong with each.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_outliers.metrics.counts import reaches
+
+Array = NDArray[Any]
+
+MAGNITUDE = 5.984375
+"""The smallest float32 that bfloat16 rounds to 6: the old system cast before it compared."""
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """The old system's numbers, with batches of one sequence as its sweep had them.
+
+    Attributes:
+        chosen: (sequence, feature), bool, "systematic outliers" of each batch.
+        layer_share: (sequence, feature), share of the sites with any value of 6 in the batch.
+        position_share: (sequence, feature), share of the positions with a value of 6 at any site.
+        magnitude: (sequence, feature), largest abs(x) of the batch.
+    """
+
+    chosen: Array
+    layer_share: Array
+    position_share: Array
+    magnitude: Array
+
+    @classmethod
+    def of(
+        cls,
+        largest: Array,
+        union: Array,
+        positions: Array,
+        *,
+        layer_share: float,
+        position_share: float,
+    ) -> "Legacy":
+        """Apply the old rule.
+
+        Args:
+            largest: (sequence, site, feature), the largest abs(x).
+            union: (sequence, feature), positions where abs(x rounded to bfloat16) >= 6 at any site.
+            positions: (sequence,).
+            layer_share: the smallest share of the sites.
+            position_share: the smallest share of the positions.
+        """
+        layers = (largest >= MAGNITUDE).mean(axis=1)
+        covered = union / positions[:, None]
+        chosen = (layers > 0) & reaches(layers, layer_share) & reaches(covered, position_share)
+        return cls(chosen, layers, covered, largest.max(axis=1))
+
+    @property
+    def count(self) -> int:
+        """The old count: a feature counts once for every sequence that it is chosen in."""
+        return int(self.chosen.sum())
+
+    @property
+    def distinct(self) -> int:
+        """Distinct features among them."""
+        return int(self.chosen.any(axis=0).sum())
+
+    def average(self, values: Array, kind: str) -> float:
+        """Average over all chosen pairs of sequence and feature; 0 without any, as it did.
+
+        Args:
+            values: (sequence, feature).
+            kind: mean or median.
+        """
+        chosen = values[self.chosen]
+        return float(getattr(np, kind)(chosen)) if len(chosen) else 0.0

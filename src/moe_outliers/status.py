@@ -1,0 +1,86 @@
+"""How far a sweep is: per model, batch by batch, from the files alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from moe_outliers import checks, files, receipts
+from moe_outliers.sweep import Sweep
+
+STEPS = {
+    "tokens": "results/tokens/{model}.parquet",
+    "verify": "results/verify/{model}.json",
+    "metrics": "results/metrics/{model}.parquet",
+    "bootstrap": "results/bootstrap/{model}.parquet",
+}
+"""The product of each step of one model, in order."""
+
+LOG = "logs/extract/{model}.log"
+
+WHOLE = {"texts": "results/texts.parquet", "figures": "results/figures", "tables": "results/tables"}
+"""The products of all models together."""
+
+
+def status(sweep: Sweep) -> dict[str, Any]:
+    """Say how far a sweep is.
+
+    Returns:
+        `models`: for each model batches_valid, batches_total, batches_invalid, and the state of
+        each step: done, missing, damaged, or for verify valid or invalid, and `progress`, the last
+        line of the extraction's log; `sweep`: the state of what all models share; `pods`: what the
+        ledger of rented machines says, null without one.
+    """
+    with chdir(sweep.directory):
+        memory = Path(".snakemake/moe-outliers/hashes.json")
+        hashes = checks.Hashes(memory)
+        models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
+        shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
+        return {"models": models, "sweep": shared, "pods": _pods()}
+
+
+def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dict[str, Any]:
+    faults = checks.pair_faults(pairs, hashes)
+    there = [pair for pair in pairs if pair.statistics.exists() or pair.receipt.exists()]
+    states = {name: _state(Path(path.format(model=model)), hashes) for name, path in STEPS.items()}
+    if states["verify"] == "done":
+        verdict = files.read_json(STEPS["verify"].format(model=model))
+        states["verify"] = "valid" if verdict["valid"] else "invalid"
+    return {
+        "batches_total": len(pairs),
+        "batches_valid": len(there) - len(faults),
+        "batches_invalid": len(faults),
+        **states,
+        "progress": _last_line(Path(LOG.format(model=model))),
+    }
+
+
+def _last_line(log: Path, most: int = 4096) -> str:
+    """Return the last line of a log, or nothing."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - most, 0))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def _state(product: Path, sha256: Callable[[Path], str]) -> str:
+    if not product.exists():
+        return "missing"
+    return "damaged" if checks.product_fault(product, sha256) else "done"
+
+
+def _pods() -> Any:
+    """Ask the executor for its pods, if one was ever rented from this folder."""
+    if not Path(".snakemake/runpod").is_dir():
+        return None
+    command = [sys.executable, "-m", "snakemake_executor_plugin_runpod", "status", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        return {"error": done.stderr.strip() or f"exit status {done.returncode}"}

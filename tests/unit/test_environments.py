@@ -1,0 +1,56 @@
+"""Every environment is the one that pyproject.toml and the constraints name."""
+
+import re
+import tomllib
+
+import yaml
+from snake import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_PIN = r"^([\w.-]+)==([^\s;]+)(?: ; (?!python_full_version >= '3.12').*)?$"
+PINS = dict(re.findall(_PIN, (ROOT / "envs/constraints.txt").read_text(), re.M))
+"""Versions by name, for Python 3.11."""
+
+
+def _names(requirements):
+    return {re.match(r"[\w.-]+", r)[0].lower().replace("_", "-") for r in requirements}
+
+
+def test_every_requirement_is_pinned():
+    wanted = _names(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        wanted |= _names(extra)
+    assert not wanted - {name.lower() for name in PINS}
+
+
+def test_pins_are_within_the_ranges_of_the_project():
+    from packaging.requirements import Requirement
+
+    for lines in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]:
+        for line in lines:
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(PINS[requirement.name.lower()]), line
+
+
+def test_conda_files_list_the_requirements_with_their_pins():
+    for name, extras in (("analysis", []), ("extract", ["extract"])):
+        environment = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
+        wanted = _names(PROJECT["dependencies"])
+        for extra in extras:
+            wanted |= _names(PROJECT["optional-dependencies"][extra])
+        pip = environment["dependencies"][-1]["pip"]
+        assert sorted(pip) == sorted(f"{name}=={PINS[name]}" for name in wanted)
+
+
+def test_the_workers_image_installs_this_project_with_its_pins():
+    dockerfile = (ROOT / "envs/Dockerfile").read_text()
+    assert '-c envs/constraints.txt ".[extract]"' in dockerfile
+    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.M)
+    for word in " ".join(copied).split():
+        assert (ROOT / word).exists(), word
+
+
+def test_the_workflow_of_the_forge_runs_what_ci_runs():
+    forge = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert forge["jobs"]["check"]["steps"][-1]["run"] == "make check"
+    assert "make check" in (ROOT / ".ci/run").read_text()

@@ -1,0 +1,115 @@
+"""Every variable of the statistics file, for every family, against a brute-force computation."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from moe_outliers import parquet, resident, statistics, texts, tokenize, vocabularies
+from moe_outliers.miniatures import MINIATURES, PHIMOE, build
+from moe_outliers.recorder import Recorder
+
+FAMILIES = {**MINIATURES, "mini-phimoe": PHIMOE}
+SEQUENCES, TOKENS = 3, 64
+
+FLOATS = {
+    "bfloat16": {"token_nll": 5e-2, "router_margin": 1e-4, "expert_total": 0.0},
+    "float32": {"token_nll": 1e-4, "router_margin": 1e-6, "expert_total": 0.0},
+}
+"""Absolute tolerances where a rounding of bfloat16 may fall either way."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family") / request.param
+    build(request.param, FAMILIES[request.param], folder)
+    return request.param, folder
+
+
+def tokens_of(name):
+    """The sequences of one family: ids and delimiters, (sequence, position)."""
+    cut = texts.cut("text", texts.read_bundled(), sequences=SEQUENCES, tokens=TOKENS)
+    tokenizer = vocabularies.make(FAMILIES[name].tokenizer)
+    table = tokenize.windows(cut, tokenizer, tokens=TOKENS, bos="none")
+    return tuple(np.array(table[column].to_pylist()) for column in ("ids", "delimiter"))
+
+
+def measured(model, ids, delimiter, micro_batch, wanted=None):
+    """Run the program's own recorder; return the variables by sequence, with gain and offset."""
+    recorder = Recorder(model, ids, delimiter, reference.ALPHAS)
+    rows = list(range(len(ids))) if wanted is None else wanted
+    done = resident.run(model, recorder, rows, micro_batch=micro_batch, progress=lambda line: None)
+    found = {row: recorder.result(row) | recorder.norms() for row in done}
+    recorder.close()
+    return found
+
+
+def compare(found, expected, dtype):
+    assert found.keys() == expected.keys() == statistics.VARIABLES.keys()
+    for name, variable in statistics.VARIABLES.items():
+        if variable.dtype.startswith(("int", "uint")):
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+            continue
+        tight = 1e-10 if variable.dtype == "float64" else 2e-5
+        loose = FLOATS[dtype].get(name, 1e-6)
+        np.testing.assert_allclose(found[name], expected[name], tight, loose, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_every_variable_equals_a_brute_force_computation(checkpoint, dtype):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype=dtype)
+    found = measured(model, ids, delimiter, micro_batch=1)
+    for row in range(SEQUENCES):
+        plain = reference.Activations(model, torch.from_numpy(ids[row : row + 1]))
+        expected = reference.statistics(model, plain, 0, ids[row], delimiter[row])
+        compare(found[row], expected, dtype)
+
+
+@pytest.mark.parametrize("checkpoint", ["mini-olmoe", "mini-gpt-oss-a"], indirect=True)
+def test_a_micro_batch_of_two_equals_brute_force_at_two(checkpoint):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    found = measured(model, ids, delimiter, micro_batch=2)
+    plain = reference.Activations(model, torch.from_numpy(ids[:2]))
+    for row in range(2):
+        expected = reference.statistics(model, plain, row, ids[row], delimiter[row])
+        compare(found[row], expected, "bfloat16")
+
+
+@pytest.mark.parametrize("checkpoint", ["mini-qwen3-next", "mini-mixtral"], indirect=True)
+def test_a_sequence_is_the_same_alone_and_among_others(checkpoint):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    among = measured(model, ids, delimiter, micro_batch=1)[1]
+    alone = measured(model, ids, delimiter, micro_batch=1, wanted=[1])[1]
+    for variable in statistics.VARIABLES:
+        assert among[variable].tobytes() == alone[variable].tobytes(), variable
+
+
+def test_the_old_threshold_counts_what_rounds_up_to_six():
+    """5.984375 is the smallest float32 that bfloat16 rounds to 6."""
+    below, at = np.float32(5.984374), np.float32(5.984375)
+    assert torch.tensor([below, at]).bfloat16().tolist() == [5.96875, 6.0]
+
+
+def test_values_that_are_not_finite_are_an_error_that_names_the_site(checkpoint):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    with torch.no_grad():
+        model.model.layers[2].post_attention_layernorm.weight[5] = float("inf")
+    recorder = Recorder(model, ids, delimiter, reference.ALPHAS)
+    (row,) = resident.run(model, recorder, [0], micro_batch=1, progress=lambda line: None)
+    with pytest.raises(ValueError, match="NaN or infinite activations at block 2 mlp_in"):
+        recorder.result(row)
+
+
+def test_a_tokens_file_survives_its_round_trip(tmp_path):
+    cut = texts.cut("text", texts.read_bundled(), sequences=2, tokens=64)
+    table = tokenize.windows(cut, vocabularies.make("bytes-800"), tokens=64, bos="none")
+    parquet.write(table, tmp_path / "tokens.parquet")
+    assert parquet.read(tmp_path / "tokens.parquet", tokenize.SCHEMA).equals(table)

@@ -1,0 +1,76 @@
+"""A disk that fills up: no half file under a final name, a clear message, and a rerun completes."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from slice import MODELS, VERDICTS, Slice
+
+SIZE = 64 * 1024 * 1024
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _fill(place: Path, leave: int) -> Path:
+    """Take all of a disk but some bytes."""
+    ballast = place / "ballast"
+    free = shutil.disk_usage(place).free
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(free - leave, 1))
+    return ballast
+
+
+@pytest.mark.parametrize(
+    ("built", "leave"),
+    [
+        pytest.param("statistics", 16 * 1024, id="at the statistics"),
+        pytest.param("verdict", 0, id="at the verdict", marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_leaves_no_half_file_and_a_rerun_completes(
+    undisturbed, small_disk, built, leave
+):
+    run = undisturbed.copy(small_disk / "run")
+    for path in run.pair(MODELS[0], 1):
+        path.unlink()
+    if built == "verdict":
+        assert run(*(f"results/extract/{MODELS[0]}/01.{end}" for end in ("nc", "json"))).code == 0
+    ballast = _fill(small_disk, leave)
+    said = run(*VERDICTS)
+    assert said.code != 0
+    assert "No space left on device" in said.text, said.text
+    final = [p for p in (run.folder / "results").rglob("*") if p.is_file() and p.name[0] != "."]
+    for path in final:
+        name = str(path.relative_to(run.folder))
+        assert path.stat().st_size > 0, f"{name} is a half file"
+    ballast.unlink()
+    said = run(*VERDICTS)
+    assert said.code == 0, said.text
+    assert run.digests() == undisturbed.digests()
+    assert not list(run.folder.rglob("*.part"))
+
+
+def test_results_that_cannot_be_written_are_said_so_before_anything_runs(undisturbed, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "run").mkdir(mode=0o500)
+    said = Slice(tmp_path / "run", undisturbed.overlay)(*VERDICTS)
+    assert said.code != 0
+    assert "Permission denied" in said.text
