@@ -19,6 +19,7 @@ rule extract:
     # All of them with a GPU: on one machine, one model after the other.
     threads: 1 if config["extract"]["device"] == "cpu" else workflow.cores
     resources:
+        engine="streamed",
         gpus=column("gpus"),
         vram_gb=column("vram_gb"),
         min_memory_gb=column("min_memory_gb"),

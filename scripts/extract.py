@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import hub, receipts
+from moe_outliers import plan, receipts
 from moe_outliers.extract import Task, extract
 from moe_outliers.job import run
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 def main(job: Any) -> None:
     """Make every batch of the model valid."""
     params = job.params
-    repo, revision = params.identity["repo"], params.identity["revision"]
-    local = revision == "local"
-    folder = Path(job.input.config[0]).parent if local else hub.snapshot(repo, revision)
+    local = params.identity["revision"] == "local"
     expected = receipts.expectations(job.wildcards.model, params.identity)
     pairs = zip(
         map(Path, job.output.statistics), map(Path, job.output.receipts), expected, strict=True
     )
     task = Task(
-        folder=folder,
+        folder=Path(job.input.config[0]).parent if local else None,
         tokens=Path(job.input.tokens),
         batches=[receipts.Pair(*pair) for pair in pairs],
         device="cpu" if params.device == "cpu" else "cuda",
         dtype=params.dtype,
         micro_batch=params.micro_batch,
         alphas=params.alphas,
+        engine=job.resources.engine,
+        disk_bytes=(job.resources.disk_gb - plan.DISK_GB) * 10**9,
     )
     extract(task, progress)
 

@@ -24,7 +24,8 @@ class Fault:
 
     Attributes:
         kind: a status such as `503`, or `drop` (close halfway through the body), `stall` (send
-            half, then nothing), `flip` (change one byte), `norange` (ignore Range).
+            half, then nothing), `drip` (a byte at a time), `flip` (change one byte), `norange`
+            (ignore Range), `commit`, `etag`, `size` (say another one than the hub's list).
         pattern: a regular expression that the path must match.
         method: GET, HEAD or any.
         times: how often; it counts down.
@@ -46,22 +47,27 @@ class Hub:
         datasets: folder of each data set, by name.
         faults: what is injected; a fault whose `fired` stays 0 did not happen.
         requests: method and path of every request, in order.
+        tokens: the Authorization header of every request, in order.
         bytes_sent: bytes of file contents sent, by path.
+        store: another hub, on another host, that large files are fetched from by redirection.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
     datasets: dict[str, Path] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
     bytes_sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     commit: str = COMMIT
     token: str | None = None
+    store: "Hub | None" = None
 
     def __enter__(self) -> "Hub":
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server.handle_error = lambda *_: None  # a client that hangs up is no news
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,6 +104,7 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer is two small writes: with it each would take 40 ms
 
     def log_message(self, *_: object) -> None:
         pass
@@ -115,6 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
+        self.hub.tokens.append(self.headers.get("Authorization"))
         fault = self.hub.fault_for(self.command, path)
         if fault and fault.isdigit():
             names = {"401": "GatedRepo", "404": "RepoNotFound"}
@@ -170,6 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
+        if self.hub.store is not None and path.suffix == ".safetensors":
+            address = f"{self.hub.store.url}{self.path}?signature=1"
+            linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+            return self._send(302, b"", linked | {"Location": address})
         if fault == "flip":
             data = (
                 data[: len(data) // 2]
@@ -178,9 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         headers = {
             "ETag": f'"{digest}"',
-            "X-Linked-ETag": f'"{digest}"',
-            "X-Linked-Size": str(len(data)),
-            "X-Repo-Commit": self.hub.commit,
+            "X-Linked-ETag": f'"{"e" * 64 if fault == "etag" else digest}"',
+            "X-Linked-Size": str(len(data) + (fault == "size")),
+            "X-Repo-Commit": "d" * 40 if fault == "commit" else self.hub.commit,
             "Accept-Ranges": "bytes",
         }
         status, asked = 200, self.headers.get("Range")
@@ -214,6 +226,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if fault == "drip":
+            for byte in body[:200]:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(0.05)
+            return
         self.wfile.write(body)
 
 
@@ -221,7 +239,8 @@ def _lfs(path: Path) -> dict[str, object]:
     data = path.read_bytes()
     lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     large = path.suffix in {".safetensors", ".parquet", ".bin"}
-    return {"size": len(data), "blobId": "b" * 40} | ({"lfs": lfs} if large else {})
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return {"size": len(data), "blobId": blob} | ({"lfs": lfs} if large else {})
 
 
 def _entry(path: Path, folder: Path) -> dict[str, object]:

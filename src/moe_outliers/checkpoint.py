@@ -2,17 +2,30 @@
 
 import json
 import math
-import struct
+import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moe_outliers import files
 from moe_outliers.sites import family_of
+from moe_outliers.source import Folder, Source
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
+
+HEADER_READ_BYTES = 1 << 20
+"""What is read of each shard at first: longer than most headers."""
+
+HEADER_READERS = 16
+
+QUANTISED = ("mxfp4", "fp8")
+"""Ways to store weights that are dequantised on reading: quant_method in config.json."""
 
 LIMITS = {
     "num_hidden_layers": 1000,
@@ -77,35 +90,58 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def shards(folder: Path) -> list[str]:
+def quantisation(config: dict[str, Any], folder: Path) -> str | None:
+    """Name how the weights of a checkpoint are quantised, or None if they are not.
+
+    Raises:
+        ValueError: if they are in a way that cannot be dequantised here.
+    """
+    found = config.get("quantization_config")
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method not in QUANTISED:
+        raise ValueError(
+            f"{folder}: weights quantised by {method!r}; {' and '.join(QUANTISED)} can be read: "
+            "take the repository with the original weights"
+        )
+    return str(method)
+
+
+def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
     """Name the safetensors files of a checkpoint, sorted.
+
+    Args:
+        folder: holds the checkpoint's JSON files.
+        names: all files of the checkpoint, where they are not in the folder.
 
     Raises: ValueError: if there are none (pickled weights are never opened), or the index names a
         file that is not there.
     """
-    if (folder / INDEX).is_file():
+    names = {p.name for p in folder.iterdir() if p.is_file()} if names is None else names
+    if INDEX in names:
         index = files.read_json(folder / INDEX)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
             raise ValueError(f"{folder / INDEX}: no weight_map")
-        names = sorted({str(name) for name in index["weight_map"].values()})
-        for name in names:
+        found = sorted({str(name) for name in index["weight_map"].values()})
+        for name in found:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(
                     f"{folder / INDEX}: {name!r} is not the name of a safetensors file"
                 )
-            if not (folder / name).is_file():
+            if name not in names:
                 raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
-        return names
-    if (folder / SINGLE).is_file():
+        return found
+    if SINGLE in names:
         return [SINGLE]
-    pickled = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth"})
-    found = (
+    pickled = sorted(name for name in names if Path(name).suffix in {".bin", ".pt", ".pth"})
+    held = (
         f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
         if pickled
         else "none there"
     )
     raise ValueError(
-        f"{folder}: no safetensors files ({found}); convert the checkpoint to safetensors"
+        f"{folder}: no safetensors files ({held}); convert the checkpoint to safetensors"
     )
 
 
@@ -159,39 +195,61 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
 
 
 def read_index(folder: Path) -> dict[str, Tensor]:
+    """Read the headers of all shards of a folder: as `index_of`."""
+    with closing(Folder(folder, shards(folder))) as source:
+        return index_of(source)
+
+
+def index_of(source: Source) -> dict[str, Tensor]:
     """Read the headers of all shards, and nothing else of them.
 
     Returns:
         Every tensor of the checkpoint by name.
 
-    Raises: ValueError: as `shards` and `parse_header` do; if a tensor stands in two shards, or the
-        index and
-            the headers disagree.
+    Raises: ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and
+        the headers disagree.
     """
     found: dict[str, Tensor] = {}
-    for name in shards(folder):
-        with (folder / name).open("rb") as file:
-            size = (folder / name).stat().st_size
-            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise ValueError(f"{folder / name}: truncated, or no safetensors file")
-            header = parse_header(file.read(length), size, name)
-        if twice := header.keys() & found.keys():
-            raise ValueError(f"{folder}: {sorted(twice)[0]} stands in two shards")
-        found |= header
-    if (folder / INDEX).is_file():
-        promised = json.loads((folder / INDEX).read_text())["weight_map"]
+    with ThreadPoolExecutor(HEADER_READERS) as pool:
+        for name, header in zip(
+            source.names, pool.map(partial(_read_header, source), source.names), strict=True
+        ):
+            tensors = parse_header(header, source.size(name), name)
+            if twice := tensors.keys() & found.keys():
+                raise ValueError(f"{source.folder}: {sorted(twice)[0]} stands in two shards")
+            found |= tensors
+    if (source.folder / INDEX).is_file():
+        promised = json.loads((source.folder / INDEX).read_text())["weight_map"]
         wrong = [
             key
             for key in promised.keys() | found.keys()
             if key not in found or promised.get(key) != found[key].shard
         ]
         if wrong:
-            raise ValueError(f"{folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}")
+            raise ValueError(
+                f"{source.folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}"
+            )
     return found
+
+
+def _read_header(source: Source, name: str) -> bytes:
+    """Read one header with one read, if it is no longer than most."""
+    size = source.size(name)
+    start = bytearray(min(size, HEADER_READ_BYTES))
+    source.read_into(name, 0, memoryview(start))
+    length = int.from_bytes(start[:8], "little") if size >= 8 else size
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"{source.folder / name}: truncated, or no safetensors file")
+    if (missing := 8 + length - len(start)) > 0:
+        rest = bytearray(missing)
+        source.read_into(name, len(start), memoryview(rest))
+        start += rest
+    return bytes(start[8 : 8 + length])
 
 
 def digest(folder: Path) -> str:
     """Hash a local checkpoint: its config.json and every shard, by name and content."""
     names = ["config.json", *shards(folder)]
-    return files.sha256_of([[name, files.sha256(folder / name)] for name in names])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(files.sha256, [folder / name for name in names])
+        return files.sha256_of([[name, sha256] for name, sha256 in zip(names, hashes, strict=True)])

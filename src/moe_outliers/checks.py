@@ -37,6 +37,11 @@ class Hashes:
         self._seen[str(path)] = [*key, digest]
         return digest
 
+    def learn(self, path: Path, digest: str) -> None:
+        """Take over the digest of a file that was hashed while it was written."""
+        stat = path.stat()
+        self._seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+
     def save(self) -> None:
         """Remember what was asked for since."""
         if self._seen != self._known:

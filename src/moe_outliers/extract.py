@@ -6,6 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from moe_outliers import files, parquet, receipts, resident, statistics, tokenize, versions
+from moe_outliers import engine, files, parquet, receipts, statistics, tokenize, versions
 from moe_outliers.checkpoint import digest
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.receipts import Pair
@@ -27,20 +30,24 @@ class Task:
     """What to extract, and how.
 
     Attributes:
-        folder: the checkpoint in the hub's layout.
+        folder: a local checkpoint in the hub's layout; None: the repository of the batches.
         tokens: the tokens file.
         device: cpu or cuda.
         dtype: auto, bfloat16 or float32.
         alphas: thresholds, ascending.
+        engine: streamed or resident; changes no number.
+        disk_bytes: disk that may be filled with shards of the hub; changes no number.
     """
 
-    folder: Path
+    folder: Path | None
     tokens: Path
     batches: list[Pair]
     device: str
     dtype: str
     micro_batch: int
     alphas: list[float]
+    engine: str = "streamed"
+    disk_bytes: int = 1 << 62
     started: float = field(default_factory=time.monotonic)
 
 
@@ -64,14 +71,21 @@ def extract(task: Task, progress: Progress) -> None:
             progress(f"{batch.statistics}: {reason}: computing it")
             batch.receipt.unlink(missing_ok=True)
             batch.statistics.unlink(missing_ok=True)
-    model = resident.load(task.folder, device=task.device, dtype=task.dtype)
     ids, delimiter = (np.array(tokens[name].to_pylist()) for name in ("ids", "delimiter"))
-    recorder = Recorder(model, ids, delimiter, task.alphas)
     rows = [row for batch in wanted for row in batch.expected.sequences]
-    done = resident.run(model, recorder, rows, micro_batch=task.micro_batch, progress=progress)
-    writer = _Writer(task, recorder, _attributes(task, model, recorder))
-    failed = _write_finished(wanted, done, recorder, writer)
-    recorder.close()
+    with engine.opened(
+        str(task.folder or task.batches[0].expected.repo),
+        task.batches[0].expected.revision,
+        engine=task.engine,
+        device=task.device,
+        dtype=task.dtype,
+        disk_bytes=task.disk_bytes,
+        progress=progress,
+    ) as running:
+        recorder = Recorder(running.model, ids, delimiter, task.alphas)
+        done = running.run(recorder, rows, micro_batch=task.micro_batch, progress=progress)
+        failed = _write_finished(wanted, done, recorder, _Writer(task, running, recorder))
+        recorder.close()
     if failed:
         raise ValueError("; ".join(f"batch {name}: {reason}" for name, reason in failed.items()))
 
@@ -79,11 +93,15 @@ def extract(task: Task, progress: Progress) -> None:
 def environment(device: str) -> dict[str, str]:
     """Name the versions that numbers depend on."""
     cuda = torch.version.cuda if device == "cuda" else None
-    return {
+    here = {
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "cuda": cuda or "none",
     }
+    if device == "cuda":
+        there = find_spec("triton") is not None
+        here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
+    return here
 
 
 def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]:
@@ -94,8 +112,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     """
     invalid, others = [], []
     here = environment(task.device)
-    local = task.batches[0].expected.revision == "local"
-    checkpoint = digest(task.folder) if local else None
+    checkpoint = digest(task.folder) if task.folder else None
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
         expected = dataclasses.replace(batch.expected, ids_sha256=ids, checkpoint=checkpoint)
@@ -133,8 +150,13 @@ def _write_finished(
 class _Writer:
     """Writes the pairs of one model: what they share is made once."""
 
-    def __init__(self, task: Task, recorder: Recorder, attributes: dict[str, Any]) -> None:
-        self.task, self.recorder, self.attributes = task, recorder, attributes
+    def __init__(self, task: Task, running: engine.Engine, recorder: Recorder) -> None:
+        self.task, self.running, self.recorder = task, running, recorder
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """How the numbers were made, once some are."""
+        return _attributes(self.task, self.running.model, self.recorder)
 
     def write(self, batch: Pair, parts: list[dict[str, Array]]) -> None:
         """Write one pair, the receipt last."""
@@ -181,7 +203,7 @@ class _Writer:
             "device": self.attributes["device"],
             "dtype": self.attributes["norm_dtype"],
             "attempt": files.ATTEMPT,
-            "plan": [],
+            "plan": self.running.plan,
             "pod": _pod(time.monotonic() - self.task.started),
         }
 
@@ -199,8 +221,8 @@ def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
         "format": versions.STATISTICS_FORMAT,
         "family": config.model_type,
         "engine": versions.EXTRACT,
-        "weights_dtype": str(config.dtype).removeprefix("torch."),
-        "norm_dtype": str(config.dtype).removeprefix("torch."),
+        "weights_dtype": str(model.dtype).removeprefix("torch."),
+        "norm_dtype": " ".join(sorted(recorder.norm_dtypes)),
         "attention": config._attn_implementation,
         "linear_attention": " ".join(sorted(linear.get(k, k) for k in kernels)) or "none",
         "experts": config._experts_implementation or "eager",

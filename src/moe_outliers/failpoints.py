@@ -18,6 +18,10 @@ class Failpoint(StrEnum):
 
     HEALED = "healed"
     OWNED = "owned"
+    SHARD_GROWN = "shard_grown"
+    SHARD_VERIFIED = "shard_verified"
+    BEFORE_SLOTS = "before_slots"
+    BEFORE_FORWARD = "before_forward"
     BEFORE_RENAME = "before_rename"
     BEFORE_STATISTICS = "before_statistics"
     BEFORE_RECEIPT = "before_receipt"
@@ -28,8 +32,8 @@ class Failpoint(StrEnum):
 _reached: Counter[Failpoint] = Counter()
 
 
-def reach(point: Failpoint) -> None:
-    """Come past a failpoint."""
+def reach(point: Failpoint, error: type[Exception] = RuntimeError) -> None:
+    """Come past a failpoint; `error` is what `!` raises here."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return
@@ -39,5 +43,5 @@ def reach(point: Failpoint) -> None:
     _reached[point] += 1
     if _reached[point] == int(count or 1):
         if asked.endswith("!"):
-            raise RuntimeError(f"failpoint {point}")
+            raise error(f"failpoint {point}")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,12 @@
 """Files of the Hugging Face hub, at a pinned commit, with errors that say what to do."""
 
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import tenacity
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -56,6 +58,62 @@ def snapshot(repo: str, revision: str) -> Path:
     """
     with _explained(repo, revision):
         return Path(_retry(snapshot_download)(repo, revision=revision, allow_patterns=CHECKPOINT))
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a repository.
+
+    Attributes:
+        size: its bytes.
+        sha256: its digest, for a large file.
+        git_sha1: its digest as git computes it, for a small one.
+    """
+
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+def listing(repo: str, revision: str) -> dict[str, File]:
+    """List the files of a repository at a commit.
+
+    Raises:
+        ValueError: if the hub refuses; the message names the repository and the fix.
+    """
+    with _explained(repo, revision):
+        info = _retry(HfApi().model_info)(repo, revision=revision, files_metadata=True)
+    if info.sha != revision:
+        raise ValueError(f"{repo}: asked for commit {revision}, the hub answered with {info.sha}")
+    return {
+        found.rfilename: File(
+            found.size or 0,
+            sha256=found.lfs.sha256 if found.lfs else None,
+            git_sha1=None if found.lfs else found.blob_id,
+        )
+        for found in info.siblings or []
+    }
+
+
+def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:
+    """Fetch a small file, and make sure that its content is the one that the hub lists.
+
+    Raises:
+        ValueError: if it comes damaged twice, or the hub refuses.
+    """
+    for _ in range(2):
+        path = fetch(repo, revision, name)
+        data = path.read_bytes()
+        sha1 = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        if listed in (File(len(data), git_sha1=sha1), File(len(data), sha256=_sha256(data))):
+            return path
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+    raise ValueError(f"{repo} at {revision}: {name} came damaged: its digest is not the hub's")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class _explained:  # noqa: N801 - reads as a verb where it is used

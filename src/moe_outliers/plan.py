@@ -9,6 +9,12 @@ OVERHEAD_GB = 5
 DISK_GB = 20
 """Disk beside the checkpoint: Python packages, results."""
 
+SHARDS_GB = 40
+"""Disk for shards of the checkpoint: they are dropped after use, so more is not needed."""
+
+MEMORY_GB = 16
+"""Host memory: the weights only pass through it."""
+
 
 def needs(row: dict[str, Any]) -> dict[str, int]:
     """Return the resources of a model's extraction, with layers streamed through one GPU.
@@ -23,7 +29,7 @@ def needs(row: dict[str, Any]) -> dict[str, int]:
     return {
         "gpus": 1,
         "vram_gb": math.ceil(2 * layer_gb + OVERHEAD_GB),
-        "min_memory_gb": math.ceil(2 * layer_gb + 16),
-        "disk_gb": math.ceil(row["weights_gb"] * 1.1 + DISK_GB),
+        "min_memory_gb": MEMORY_GB,
+        "disk_gb": math.ceil(min(row["weights_gb"] * 1.1, SHARDS_GB)) + DISK_GB,
         "download_gb": math.ceil(row["weights_gb"]),
     }

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers import reduction
+from moe_outliers.host_copy import HostCopy
+from moe_outliers.reducers import Reducer, reducer
 from moe_outliers.sites import Site, family_of, sites_of
 from moe_outliers.statistics import VARIABLES
 
@@ -34,7 +36,14 @@ class Recorder:
         sequences: rows of `ids` that the current forward pass holds, in order; set by the engine.
     """
 
-    def __init__(self, model: Any, ids: Array, delimiter: Array, alphas: Sequence[float]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ids: Array,
+        delimiter: Array,
+        alphas: Sequence[float],
+        kernels: bool | None = None,
+    ) -> None:
         """Attach to a model.
 
         Args:
@@ -42,7 +51,10 @@ class Recorder:
             ids: (sequence, position), token ids.
             delimiter: (sequence, position), bool, the delimiter positions.
             alphas: thresholds, ascending.
+            kernels: reduce by GPU kernels; None: where they can be used.
         """
+        self._kernels = kernels
+        self._reducers: dict[torch.device, Reducer] = {}
         self.sequences: Sequence[int] = ()
         self.ids, self.delimiter, self.alphas = ids, delimiter, tuple(alphas)
         self.family = family_of(model.config.model_type)
@@ -50,6 +62,7 @@ class Recorder:
         self._stores: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         self._hit: dict[tuple[str, torch.device], Tensor] = {}
         self._pending: dict[int, list[dict[str, Tensor]]] = {}
+        self._moving: list[HostCopy] = []
         self.gain: dict[int, Tensor] = {}
         self.offset: dict[int, Tensor] = {}
         self.norm_dtypes: set[str] = set()
@@ -74,34 +87,43 @@ class Recorder:
     def _on_norm(self, number: int, site: Site) -> Callable[..., None]:
         def hook(norm: Any, args: tuple[Tensor, ...], x: Tensor) -> None:
             self.norm_dtypes.add(str(x.dtype).removeprefix("torch."))
-            eps = getattr(norm, "variance_epsilon", None) or norm.eps
             if number not in self.gain:
-                self.gain[number] = norm.weight.detach().float() + self.family.unit_offset
-                bias = getattr(norm, "bias", None)
-                self.offset[number] = (
-                    torch.zeros_like(self.gain[number]) if bias is None else bias.detach().float()
-                )
+                gain = norm.weight.detach().float() + self.family.unit_offset
+                bias, nothing = getattr(norm, "bias", None), torch.zeros_like(gain)
+                self.gain[number] = gain
+                self.offset[number] = nothing if bias is None else nothing + bias.detach().float()
+            here, hits = self._reducer(x.device), self._hits(site.kind, x)
             for row, sequence in enumerate(self.sequences):
-                z = reduction.normalised(args[0][row], eps=eps, layer_norm=self.family.layer_norm)
-                mask = torch.from_numpy(self.delimiter[sequence]).to(x.device)
-                self._keep("site", number, sequence, reduction.site(x[row], z, mask, self.alphas))
-                self._unite(site.kind, sequence, x[row])
+                here.site(number, sequence, x[row], args[0][row], hits[sequence], norm=norm)
 
         return hook
 
-    def _unite(self, kind: str, sequence: int, x: Tensor) -> None:
+    def _hits(self, kind: str, x: Tensor) -> Tensor:
+        """Return the hits of a union, (sequence, position, feature), bool."""
         key = (kind, x.device)
         if key not in self._hit:
-            self._hit[key] = torch.zeros(
-                (len(self.ids), *x.shape), dtype=torch.bool, device=x.device
+            shape = (len(self.ids), *x.shape[1:])
+            self._hit[key] = torch.zeros(shape, dtype=torch.bool, device=x.device)
+        return self._hit[key]
+
+    def _reducer(self, device: torch.device) -> Reducer:
+        if device not in self._reducers:
+            mask = torch.from_numpy(self.delimiter).to(device)
+            self._reducers[device] = reducer(
+                self._keep, mask, self.alphas, self.family, self._kernels
             )
-        self._hit[key][sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
+        return self._reducers[device]
+
+    @torch.inference_mode()  # what the hooks made is changed in no other mode
+    def _flush(self) -> None:
+        for one in self._reducers.values():
+            one.flush()
 
     def _on_block(self, block: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
             h = output[0] if isinstance(output, tuple) else output
             for row, sequence in enumerate(self.sequences):
-                self._keep("block", block, sequence, reduction.residual(h[row]))
+                self._reducer(h.device).block(block, sequence, h[row])
 
         return hook
 
@@ -116,9 +138,8 @@ class Recorder:
         def hook(router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
             bias = getattr(router, "e_score_correction_bias", None)
             pieces = zip(*(part.chunk(len(self.sequences)) for part in output), strict=True)
-            for sequence, (logits, weights, picked) in zip(self.sequences, pieces, strict=True):
-                kept = reduction.router(logits, weights, picked, bias, self.family.scores)
-                self._keep("moe", block, sequence, kept)
+            for sequence, routing in zip(self.sequences, pieces, strict=True):
+                self._reducer(output[0].device).router(block, sequence, routing, bias)
 
         return hook
 
@@ -132,10 +153,11 @@ class Recorder:
             raw = forward(hidden.repeat_interleave(k, 0), picked.reshape(-1, 1), ones)
             raw = raw.view(rows, k, width)
             weighted = raw * weights[..., None]
-            parts = (part.chunk(len(self.sequences)) for part in (raw, weighted, picked))
+            here, count = self._reducer(hidden.device), len(self.sequences)
+            parts = (part.chunk(count) for part in (raw, weighted, weights, picked))
             self._pending[block] = [
-                reduction.experts(r, w, p, experts.num_experts)
-                for r, w, p in zip(*parts, strict=True)
+                here.experts(r, rw, w, p, experts.num_experts)
+                for r, rw, w, p in zip(*parts, strict=True)
             ]
             return weighted.sum(1).to(hidden.dtype)
 
@@ -150,29 +172,49 @@ class Recorder:
                 feature, position = kept["expert_max_feature"], kept["expert_max_position"]
                 at = total[row][position.clamp(min=0), feature.clamp(min=0)].float()
                 kept["expert_total"] = torch.where(feature < 0, 0.0, at)
-                self._keep("moe", block, sequence, kept)
+                values = {name: value[None] for name, value in kept.items()}
+                self._keep("moe", block, [sequence], values)
 
         return hook
 
     def loss(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
         """Take the final norm's output, (row, position, feature), of the current sequences."""
+        self._flush()
         for row, sequence in enumerate(self.sequences):
             ids = torch.from_numpy(self.ids[sequence]).to(hidden.device, torch.int64)
-            self._keep(
-                "sequence", 0, sequence, {"token_nll": reduction.token_nll(hidden[row], head, ids)}
-            )
+            nll = reduction.token_nll(hidden[row], head, ids)
+            self._keep("sequence", 0, [sequence], {"token_nll": nll[None]})
 
-    def _keep(self, scope: str, number: int, sequence: int, values: dict[str, Tensor]) -> None:
-        store = self._stores[scope, number]
+    def _keep(
+        self, scope: str, number: int, sequences: Sequence[int], values: dict[str, Tensor]
+    ) -> None:
+        """Keep values of sequences by name, (sequence, …), with one copy where they follow on."""
+        store, first = self._stores[scope, number], sequences[0]
+        follow = list(sequences) == list(range(first, first + len(sequences)))
         for name, value in values.items():
             if name not in store:
-                dtype = _STORED[VARIABLES[name].dtype]
-                store[name] = torch.zeros(
-                    (len(self.ids), *value.shape), dtype=dtype, device=value.device
-                )
-            store[name][sequence].copy_(value)
+                dtype, shape = _STORED[VARIABLES[name].dtype], (len(self.ids), *value.shape[1:])
+                store[name] = torch.zeros(shape, dtype=dtype, device=value.device)
+            if follow:
+                store[name][first : first + len(sequences)].copy_(value)
+            else:
+                for row, sequence in enumerate(sequences):
+                    store[name][sequence].copy_(value[row])
 
     # -- what the engine takes -----------------------------------------------------------------
+
+    def settle(self, block: int) -> None:
+        """Start to move what was kept of a block to the host, and end it for the block before.
+
+        All sequences must have been through the block. The computation never waits: the copy of one
+        block is under way while the next is computed.
+        """
+        self._flush()
+        moved = self._moving
+        kept = [("site", 2 * block), ("site", 2 * block + 1), ("block", block), ("moe", block)]
+        self._moving = [HostCopy(self._stores[key]) for key in kept if key in self._stores]
+        for one in moved:
+            one.finish()
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
@@ -180,6 +222,9 @@ class Recorder:
         Raises:
             ValueError: if an activation was NaN or infinite; the message names the first such site.
         """
+        self._flush()
+        while self._moving:
+            self._moving.pop().finish()
         found: dict[str, list[Array]] = defaultdict(list)
         for _, store in sorted(self._stores.items(), key=lambda item: item[0][1]):
             for name, values in store.items():
@@ -208,11 +253,13 @@ class Recorder:
         }
 
     def _union_count(self, sequence: int) -> Array:
-        hit = dict.fromkeys(("attn_in", "mlp_in"), 0)
-        for (kind, _), bits in self._hit.items():
-            hit[kind] = hit[kind] | bits[sequence].cpu()  # type: ignore[assignment]
-        attention, mlp = hit["attn_in"], hit["mlp_in"]
-        return np.stack([bits.sum(0).numpy() for bits in (attention, mlp, attention | mlp)])  # type: ignore[attr-defined]
+        hit: dict[str, Tensor] = {}
+        for (kind, _), all_bits in self._hit.items():
+            bits = all_bits[sequence]
+            hit[kind] = hit[kind] | bits.to(hit[kind].device) if kind in hit else bits
+        attention, mlp = hit["attn_in"], hit["mlp_in"].to(hit["attn_in"].device)
+        sums = [bits.sum(0) for bits in (attention, mlp, attention | mlp)]
+        return torch.stack(sums).cpu().numpy()
 
 
 class _Replaced:

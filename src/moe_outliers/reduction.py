@@ -146,6 +146,18 @@ def router(
     Returns:
         route (position, k), router_entropy and router_margin (nats; units of the sorted scores).
     """
+    route, entropy, margin = routing(logits, weights, picked, bias, scores)
+    return {
+        "route": route,
+        "router_entropy": entropy.mean(),
+        "router_margin": margin.mean(),
+    }
+
+
+def routing(
+    logits: Tensor, weights: Tensor, picked: Tensor, bias: Tensor | None, scores: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return route, entropy and margin of each position: as `router`, before the means."""
     logits, k = logits.float(), picked.shape[1]
     by_expert = torch.argsort(picked, dim=1, stable=True)
     falling = torch.sort(
@@ -161,12 +173,8 @@ def router(
         sorted_by = sigmoid if bias is None else sigmoid + bias
     entropy = torch.special.entr(probability).sum(1)
     best = sorted_by.topk(min(k + 1, sorted_by.shape[1]), dim=1).values
-    margin = best[:, k - 1] - best[:, -1]
-    return {
-        "route": picked.gather(1, by_expert).gather(1, falling),
-        "router_entropy": entropy.mean(),
-        "router_margin": margin.mean(),
-    }
+    route = picked.gather(1, by_expert).gather(1, falling)
+    return route, entropy, best[:, k - 1] - best[:, -1]
 
 
 def experts(raw: Tensor, weighted: Tensor, picked: Tensor, count: int) -> dict[str, Tensor]:

@@ -7,10 +7,17 @@ from typing import Any
 import torch
 import transformers
 
-from moe_outliers.checkpoint import read_config, read_index
+from moe_outliers import attention
+from moe_outliers.checkpoint import quantisation, read_config, read_index
 from moe_outliers.recorder import Recorder
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": "auto"}
+
+DEQUANTISED = {
+    "mxfp4": lambda: transformers.Mxfp4Config(dequantize=True),
+    "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
+}
+"""How transformers is told to compute with dequantised weights, by the method in config.json."""
 
 
 def load(folder: Path, *, device: str, dtype: str) -> Any:
@@ -28,11 +35,12 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
     config = read_config(folder / "config.json")
     read_index(folder)
     arguments: dict[str, Any] = {}
-    if config.get("quantization_config", {}).get("quant_method") == "mxfp4":
-        arguments["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+    if method := quantisation(config, folder):
+        arguments["quantization_config"] = DEQUANTISED[method]()
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=DTYPES[dtype],
+        attn_implementation=attention.implementation(config["model_type"], device),
         device_map="auto" if device == "cuda" else None,
         use_safetensors=True,
         trust_remote_code=False,
@@ -47,6 +55,12 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in wrong.items()
         )
         raise ValueError(f"{folder}: the checkpoint does not fit its config.json: {listed}")
+    for name, parameter in model.named_parameters():
+        if method and parameter.dtype != model.dtype:
+            raise ValueError(
+                f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
+                f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
+            )
     return model.eval()
 
 

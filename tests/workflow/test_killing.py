@@ -172,4 +172,4 @@ def test_a_batch_that_fails_does_not_cost_its_siblings(undisturbed, tmp_path):
     assert message in said.text
     assert run.contents() == kept
     log = (run.folder / f"logs/extract/{OLMOE}.log").read_text()
-    assert "1 of 1 forward passes" in log
+    assert "forward passes: 1, each of 2 blocks" in log

@@ -1,0 +1,175 @@
+"""What a sweep needs of device and host memory, before it starts: computed, never tried.
+
+The estimates are upper bounds. Nothing that depends on them changes a number: with less memory
+fewer layers are read ahead, and where one layer does not fit, the sweep is refused with figures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_outliers.slots import Layout
+
+GB = 1e9
+DEPTH = 1
+"""Groups read ahead of the one in use: with one, reading never waits for anything but space."""
+
+RESERVE_BYTES = 500_000_000
+"""For the workspaces of matrix libraries, and for what the allocator cannot use."""
+
+HOST_BYTES = 2_000_000_000
+"""What Python and the libraries take of the host's memory beside what is computed here."""
+
+REDUCTION_BYTES = 80
+"""Temporaries of the reduction, in bytes for each value of one sequence's norm output."""
+
+STORED_BYTES = 28
+"""Statistics kept of a site for each sequence and feature, beside four bytes for each threshold."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of device memory.
+
+    Attributes:
+        slot: one group of tensors as stored.
+        work: what is computed from them.
+        states: hidden states and unions of all sequences, statistics of two blocks.
+        forward: the largest forward pass of one micro-batch, with its reduction.
+    """
+
+    slot: int
+    work: int
+    states: int
+    forward: int
+
+    def device(self, depth: int) -> int:
+        """Return all that is needed with so many groups read ahead."""
+        return (depth + 1) * self.slot + self.work + self.states + self.forward + RESERVE_BYTES
+
+    def line(self, depth: int) -> str:
+        """Say it in words."""
+        return (
+            f"{depth + 1} slots of {self.slot / GB:.1f} GB, work area {self.work / GB:.1f}, "
+            f"states {self.states / GB:.1f}, forward {self.forward / GB:.1f}"
+        )
+
+
+def needs(
+    model: Any,
+    layouts: Sequence[Layout],
+    *,
+    sequences: int,
+    tokens: int,
+    micro_batch: int,
+    alphas: int,
+) -> Needs:
+    """Compute what a sweep needs of the device.
+
+    Args:
+        model: the causal language model.
+        layouts: of all groups.
+        sequences: how many.
+        tokens: of a sequence.
+        micro_batch: sequences in one forward pass.
+        alphas: number of thresholds.
+    """
+    config = model.config
+    width, size = config.hidden_size, model.dtype.itemsize
+    states = sequences * tokens * width * (size + 2)
+    stored = 4 * sequences * width * (4 * alphas + STORED_BYTES)
+    rows = micro_batch * tokens
+    mixer = max(_attention(config, size, tokens) * micro_batch, _linear(config) * rows)
+    head = 256 * config.vocab_size * (size + 8)
+    forward = max(mixer, _mlp(model, size) * rows, head) + 4 * rows * width * size
+    return Needs(
+        slot=max(layout.slot_bytes for layout in layouts),
+        work=max(layout.work_bytes for layout in layouts),
+        states=states + stored,
+        forward=forward + tokens * width * REDUCTION_BYTES,
+    )
+
+
+def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) -> tuple[int, str]:
+    """Choose how many groups are read ahead.
+
+    Args:
+        needed: as `needs` returns it.
+        device: where the sweep runs.
+        depth: what was asked for, or None.
+        pinned: bytes of the page-locked chunks.
+
+    Returns:
+        The depth, and a line that says what it takes.
+
+    Raises:
+        ValueError: if the sweep does not fit; the message has the figures.
+    """
+    host = host_bytes()
+    if host is not None and pinned + HOST_BYTES > host:
+        raise ValueError(
+            f"{(pinned + HOST_BYTES) / GB:.1f} GB of host memory are needed, {host / GB:.1f} GB "
+            "are free: take a machine with more memory"
+        )
+    there = _free(device) if device.type == "cuda" else host
+    wanted = DEPTH if depth is None else depth
+    while there is not None and wanted > 0 and needed.device(wanted) > there:
+        wanted -= 1
+    line = f"prefetch depth {wanted}: {needed.device(wanted) / GB:.1f} GB ({needed.line(wanted)})"
+    if there is not None and needed.device(wanted) > there:
+        raise ValueError(
+            f"{line} do not fit: {there / GB:.1f} GB of memory are free on {device}: take a device "
+            f"with at least {needed.device(0) / GB:.0f} GB, or fewer sequences"
+        )
+    return wanted, line
+
+
+def host_bytes() -> int | None:
+    """Return the host memory that is free, within the limit of the container; None if unknown."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        if "MemAvailable" in fields:
+            found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+        found.append(int(most) - int(used.read_text()))
+    return min(found, default=None)
+
+
+def _free(device: torch.device) -> int:
+    """Return what this process can still take of a CUDA device."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    idle = reserved - torch.cuda.memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free, int(share * total) - reserved) + idle
+
+
+def _attention(config: Any, size: int, tokens: int) -> int:
+    """Bytes of softmax attention for one sequence; the eager one makes the whole matrix."""
+    heads: int = config.num_attention_heads
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rows = tokens * heads * head * 6 * size
+    eager = config._attn_implementation == "eager"
+    return rows + (heads * tokens * tokens * (4 * size + 8) if eager else 0)
+
+
+def _linear(config: Any) -> int:
+    """Bytes of linear attention for one position, in float32."""
+    heads: int = getattr(config, "linear_num_value_heads", 0)
+    head: int = getattr(config, "linear_value_head_dim", 0)
+    return 24 * 4 * heads * head
+
+
+def _mlp(model: Any, size: int) -> int:
+    """Bytes of the MLP for one position: of all picked experts, or of a dense one."""
+    config = model.config
+    inner: int = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    experts: int = config.num_experts_per_tok * (8 * config.hidden_size + 5 * inner)
+    dense: int = 4 * config.intermediate_size
+    return size * max(experts, dense)

@@ -1,0 +1,200 @@
+"""Two ways from activations to kept statistics: one sequence at a time, or several by GPU kernels.
+
+One sequence's activations are too few to keep a large GPU busy. There, what the hooks see is held
+by reference, for a bounded number of bytes, and reduced together; the numbers of a sequence do not
+depend on what is held with it.
+"""
+
+import importlib.util
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from moe_outliers import reduction
+from moe_outliers.sites import Family
+
+HELD_BYTES = 512_000_000
+"""What is held at most, beside the activations that the model holds anyway."""
+
+Keep = Callable[[str, int, Sequence[int], dict[str, Tensor]], None]
+"""Takes scope, number, sequences, and their values by name: (sequence, …)."""
+
+Routing = tuple[Tensor, Tensor, Tensor]
+"""Logits, weights and picks of a router, each (position, …)."""
+
+
+class Reducer(Protocol):
+    """Takes the activations of one sequence at a time."""
+
+    def site(
+        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+    ) -> None:
+        """Take a norm's output x, what it read, and where its union's hits are added."""
+
+    def block(self, number: int, sequence: int, h: Tensor) -> None:
+        """Take the output of a block, (position, feature)."""
+
+    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+        """Take what a router returned, and the correction that it adds before it sorts."""
+
+    def experts(
+        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
+    ) -> dict[str, Tensor]:
+        """Reduce the experts of one sequence, as `reduction.experts`."""
+
+    def flush(self) -> None:
+        """Make sure that all that was taken is kept."""
+
+
+def reducer(
+    keep: Keep,
+    delimiter: Tensor,
+    alphas: Sequence[float],
+    family: Family,
+    kernels: bool | None,
+) -> Reducer:
+    """Choose how to reduce on the device where the delimiters are.
+
+    Args:
+        keep: takes the results.
+        delimiter: (sequence, position), bool, the delimiter positions.
+        alphas: thresholds, ascending.
+        family: of the model.
+        kernels: by kernels; None: where they can be used.
+    """
+    if kernels is None:
+        there = importlib.util.find_spec("triton") is not None
+        kernels = KERNELS and delimiter.is_cuda and there and len(alphas) <= MOST_ALPHAS
+    return (Batched if kernels else Immediate)(keep, delimiter, alphas, family)
+
+
+KERNELS = True
+"""Whether kernels are used where they can be."""
+
+MOST_ALPHAS = 14
+"""Thresholds that the kernels can count."""
+
+
+class Immediate:
+    """Reduces each activation when it comes, in plain torch: the reference."""
+
+    def __init__(
+        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
+    ) -> None:
+        self._keep, self._delimiter, self._alphas, self._family = keep, delimiter, alphas, family
+
+    def site(
+        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+    ) -> None:
+        """Take the output of a norm."""
+        z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
+        found = reduction.site(x, z, self._delimiter[sequence], self._alphas)
+        self._kept("site", number, sequence, found)
+        hits |= x.bfloat16().abs() >= reduction.OUTLIER
+
+    def block(self, number: int, sequence: int, h: Tensor) -> None:
+        """Take the output of a block."""
+        self._kept("block", number, sequence, reduction.residual(h))
+
+    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+        """Take what a router returned."""
+        found = reduction.router(*routing, bias, self._family.scores)
+        self._kept("moe", number, sequence, found)
+
+    def experts(
+        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
+    ) -> dict[str, Tensor]:
+        """Reduce the experts of one sequence."""
+        return reduction.experts(raw, weighted, picked, count)
+
+    def flush(self) -> None:
+        """Nothing is held."""
+
+    def _kept(self, scope: str, number: int, sequence: int, values: dict[str, Tensor]) -> None:
+        self._keep(scope, number, [sequence], {n: value[None] for n, value in values.items()})
+
+
+class Batched:
+    """Holds activations, and reduces those of several sequences together by kernels."""
+
+    def __init__(
+        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
+    ) -> None:
+        from moe_outliers import fused
+
+        self._fused, self._keep, self._family = fused, keep, family
+        self._kinds = fused.kinds(delimiter)
+        self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
+        self._held: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
+        self._bytes = 0
+        here = delimiter.device
+        self._here: Any = torch.cuda.device(here) if here.type == "cuda" else nullcontext()
+
+    def site(
+        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+    ) -> None:
+        """Take the output of a norm."""
+        self._hold(("site", number, epsilon(norm)), sequence, x.contiguous(), h.contiguous(), hits)
+
+    def block(self, number: int, sequence: int, h: Tensor) -> None:
+        """Take the output of a block."""
+        self._hold(("block", number), sequence, h.contiguous())
+
+    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+        """Take what a router returned; its bias is copied, for the next layer takes its place."""
+        key = ("moe", number)
+        if key not in self._held and bias is not None:
+            bias = bias.clone()
+        self._hold(key, sequence, *routing, bias)
+
+    def experts(
+        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
+    ) -> dict[str, Tensor]:
+        """Reduce the experts of one sequence at once: their outputs are too large to be held."""
+        with self._here:
+            return self._fused.experts(raw, weights, picked, count)
+
+    def flush(self) -> None:
+        """Reduce all that is held."""
+        while self._held:
+            (scope, number, *how), held = self._held.popitem()
+            sequences, *parts = zip(*held, strict=True)
+            with self._here:
+                values = self._reduce(scope, how, sequences, parts)
+            self._keep(scope, number, sequences, values)
+        self._bytes = 0
+
+    def _hold(self, key: tuple[Any, ...], sequence: int, *tensors: Any) -> None:
+        self._held[key].append((sequence, *tensors))
+        self._bytes += sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        if self._bytes >= HELD_BYTES:
+            self.flush()
+
+    def _reduce(
+        self, scope: str, how: Sequence[Any], sequences: Sequence[int], parts: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        if scope == "block":
+            return self._fused.residuals(parts[0])
+        if scope == "moe":
+            routings, bias = list(zip(*parts[:3], strict=True)), parts[3][0]
+            return self._fused.routers(routings, bias, self._family.scores)
+        xs, hs, hits = parts
+        return self._fused.sites(
+            xs,
+            hs,
+            self._kinds[list(sequences)],
+            hits,
+            alphas=self._alphas,
+            eps=how[0],
+            layer_norm=self._family.layer_norm,
+        )
+
+
+def epsilon(norm: Any) -> float:
+    """Return what a norm adds to the variance."""
+    found: float = getattr(norm, "variance_epsilon", None) or norm.eps
+    return found

@@ -1,0 +1,81 @@
+import dataclasses
+from contextlib import closing
+
+import pytest
+import torch
+from running import ALPHAS, DELIMITER, IDS
+
+from moe_outliers import checkpoint as checkpoints
+from moe_outliers import memory, streamed
+from moe_outliers.recorder import Recorder
+from moe_outliers.source import Folder
+
+CPU = torch.device("cpu")
+NEEDED = memory.Needs(
+    slot=10_000_000_000, work=1_000_000_000, states=500_000_000, forward=2_000_000_000
+)
+
+
+@pytest.mark.parametrize(
+    ("there_gb", "asked", "depth"),
+    [(100, None, 1), (100, 0, 0), (100, 4, 4), (50, 4, 3), (24.1, None, 1), (23.9, None, 0)],
+)
+def test_as_many_groups_are_read_ahead_as_fit(there_gb, asked, depth, monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: int(there_gb * 1e9))
+    chosen, line = memory.choose(NEEDED, CPU, asked, pinned=256_000_000)
+    assert chosen == depth
+    assert line.startswith(f"prefetch depth {depth}: {NEEDED.device(depth) / 1e9:.1f} GB")
+
+
+def test_a_device_that_is_too_small_is_refused_with_figures(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 13_900_000_000)
+    with pytest.raises(ValueError, match=r"14\.0 GB .*13\.9 GB of memory are free.*at least 14 GB"):
+        memory.choose(NEEDED, CPU, None, pinned=0)
+
+
+def test_a_host_that_is_too_small_is_refused_with_figures(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: 2_200_000_000)
+    with pytest.raises(ValueError, match=r"2\.3 GB of host memory are needed, 2\.2 GB are free"):
+        memory.choose(NEEDED, CPU, None, pinned=256_000_000)
+
+
+def test_where_free_memory_is_unknown_nothing_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: None)
+    assert memory.choose(NEEDED, CPU, None, pinned=0)[0] == memory.DEPTH
+
+
+def test_this_machine_has_some_memory():
+    assert 100_000_000 < memory.host_bytes() < 10**14
+
+
+def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint):
+    folder = tiny_checkpoint("gpt_oss-mxfp4")
+    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+        engine = streamed.Streamed(source, device="cpu", dtype="auto")
+    how = {"sequences": 4, "tokens": 64, "micro_batch": 1, "alphas": 9}
+    base = memory.needs(engine.model, engine.layouts, **how)
+    experts = 8 * (64 * 128 + 64 * 64) * 2  # bytes of a block's two expert weights in bfloat16
+    assert base.work == experts
+    assert experts / 4 < base.slot < experts
+    for key, field in [("sequences", "states"), ("tokens", "forward"), ("micro_batch", "forward")]:
+        more = memory.needs(engine.model, engine.layouts, **how | {key: how[key] * 4})
+        assert getattr(more, field) > 2 * getattr(base, field), key
+        assert dataclasses.replace(more, states=0, forward=0) == dataclasses.replace(
+            base, states=0, forward=0
+        )
+
+
+def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(tiny_checkpoint, monkeypatch):
+    folder = tiny_checkpoint("mixtral")
+    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+        engine = streamed.Streamed(source, device="cpu", dtype="auto")
+        tight = memory.needs(
+            engine.model, engine.layouts, sequences=5, tokens=64, micro_batch=1, alphas=5
+        ).device(0)
+        monkeypatch.setattr(memory, "host_bytes", lambda: max(tight, 0) + 10_000)
+        monkeypatch.setattr(memory, "HOST_BYTES", 0)
+        options = dataclasses.replace(engine.options, readers=1, chunk_bytes=1 << 10)
+        engine.options = options
+        recorder = Recorder(engine.model, IDS, DELIMITER, ALPHAS)
+        assert list(engine.run(recorder, [0], micro_batch=1, progress=len)) == [0]
+        assert [line.split(":")[0] for line in engine.plan] == ["prefetch depth 0"]

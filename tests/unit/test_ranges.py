@@ -1,0 +1,161 @@
+import hashlib
+import random
+import threading
+import time
+
+import pytest
+from hub import COMMIT, Fault, Hub
+
+from moe_outliers.hub import File
+from moe_outliers.ranges import ATTEMPTS, Ranges
+from moe_outliers.source import Stopped
+
+CONTENT = random.Random(0).randbytes(300_000)
+NAME = "model.safetensors"
+TOKEN = "hf_" + "x" * 30
+
+
+@pytest.fixture
+def served(tmp_path):
+    (tmp_path / NAME).write_bytes(CONTENT)
+    with Hub(models={"org/model": tmp_path}) as server:
+        yield server
+
+
+def reader(server, **options):
+    listed = File(len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
+    options = {"patience_s": 1.0, "pause_s": 0.01} | options
+    return Ranges(server.url, "org/model", COMMIT, {NAME: listed}, **options)
+
+
+def read(ranges, start=0, stop=300_000):
+    got = bytearray(stop - start)
+    ranges.read_into(NAME, start, memoryview(got))
+    return bytes(got)
+
+
+def test_a_range_is_the_bytes_of_the_file(served):
+    ranges = reader(served)
+    for start, stop in [(0, 1), (5, 70_000), (299_999, 300_000), (0, 300_000), (7, 7)]:
+        assert read(ranges, start, stop) == CONTENT[start:stop]
+    assert len({id(c) for c in ranges._open}) == 1  # one connection served all
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [("drop", 3), ("500", 3), ("503", 5), ("429", 3), ("408", 1), ("norange", 2), ("stall", 1)],
+)
+def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, served):
+    served.faults.append(Fault(fault, NAME, times=times))
+    assert read(reader(served)) == CONTENT
+    assert served.faults[0].fired == times
+    if fault == "drop":  # the second half of the first half, and so on
+        assert served.bytes_sent[NAME] < 2 * len(CONTENT) + 1000
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("500", "status 500"),
+        ("norange", "ignored the range"),
+        ("drop", "closed"),
+        ("stall", "timed out"),
+    ],
+)
+def test_what_does_not_pass_is_given_up_with_the_reason(fault, message, served):
+    served.faults.append(Fault(fault, NAME, times=99))
+    with pytest.raises(ValueError, match=f"could not read {NAME}.*{message}.*6 attempts"):
+        read(reader(served, patience_s=0.1), 0, 40)
+    assert served.faults[0].fired == ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("401", "accept the licence.*HF_TOKEN"),
+        ("403", "accept the licence.*HF_TOKEN"),
+        ("404", f"has no {NAME}"),
+    ],
+)
+def test_what_only_a_person_can_mend_is_not_tried_again(fault, message, served):
+    served.faults.append(Fault(fault, NAME, times=99))
+    with pytest.raises(ValueError, match=message):
+        read(reader(served))
+    assert served.faults[0].fired == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"), [("commit", "commit"), ("etag", "sha256"), ("size", "size")]
+)
+def test_a_file_that_changes_under_us_is_noticed(fault, what, served):
+    served.faults.append(Fault(fault, NAME, times=99))
+    with pytest.raises(ValueError, match=f"changed on the way: its {what} is"):
+        read(reader(served))
+
+
+def test_a_file_that_shrinks_under_us_is_noticed(served, tmp_path):
+    ranges = reader(served)
+    read(ranges, 0, 10)
+    (tmp_path / NAME).write_bytes(CONTENT[:-1])
+    with pytest.raises(ValueError, match="changed on the way"):
+        read(ranges, 0, 10)
+
+
+def test_a_server_that_drips_is_given_up(served):
+    served.faults.append(Fault("drip", NAME, times=99))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="too slow"):
+        read(reader(served, patience_s=0.2), 0, 5_000)
+    assert time.monotonic() - started < 10
+
+
+def test_the_token_goes_to_the_hub_and_to_no_other_host(served, tmp_path):
+    with Hub(models={"org/model": tmp_path}) as store:
+        served.store, served.token = store, TOKEN
+        ranges = reader(served, token=TOKEN)
+        assert read(ranges, 0, 1000) + read(ranges, 1000) == CONTENT
+        assert served.tokens == [f"Bearer {TOKEN}"]  # the way to the store was remembered
+        assert store.tokens == [None, None]
+
+
+def test_an_address_of_the_store_that_ran_out_is_asked_for_again(served, tmp_path):
+    with Hub(models={"org/model": tmp_path}) as store:
+        served.store = store
+        ranges = reader(served)
+        read(ranges, 0, 10)
+        store.faults.append(Fault("403", NAME, times=1))
+        assert read(ranges) == CONTENT
+        assert len(served.requests) == 2
+
+
+def test_a_redirection_without_end_is_given_up(served):
+    served.store = served
+    with pytest.raises(ValueError, match="redirections"):
+        read(reader(served))
+
+
+def test_closing_ends_a_read_that_waits(served):
+    served.faults.append(Fault("stall", NAME, times=99))
+    ranges, ended = reader(served, patience_s=60), []
+
+    def wait():
+        try:
+            read(ranges)
+        except Stopped:
+            ended.append(True)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not served.faults[0].fired:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    ranges.close()
+    thread.join(5)
+    assert ended == [True]
+
+
+def test_a_server_that_is_not_there_is_given_up_with_its_name(served):
+    ranges = reader(served)
+    ranges._base, ranges._home = "http://127.0.0.1:9/x", ("http", "127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9.*refused"):
+        read(ranges)
