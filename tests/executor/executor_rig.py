@@ -46,6 +46,7 @@ class Project:
         self.folder = folder
         self.account: Account = emulator.account(f"key-{secrets.token_hex(8)}", **account)
         self.variables: dict[str, str] = {}
+        self.said: Said | None = None
         shutil.copytree(PROJECT, folder, symlinks=True)
         self.commit()
 
@@ -105,6 +106,23 @@ class Project:
         """Return the entries of the ledger."""
         path = self.folder / ".snakemake/runpod/ledger.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+    def ends_like(self, other: "Project", said: Said, pods: int | None = None) -> None:
+        """Check that a run came to the same results, that nothing is left, and every fault fired.
+
+        Args:
+            other: what was not disturbed.
+            said: what the last run printed.
+            pods: how many pods there must have been.
+        """
+        assert said.code == 0, said.text[-6000:]
+        assert self.digests() == other.digests(), said.text[-6000:]
+        assert not self.leftovers()
+        found = self.account.change()
+        assert not found["alive"], said.text[-6000:]
+        assert all(fault["fired"] for fault in found["faults"]), found["faults"]
+        assert pods in (None, len(found["pods"])), said.text[-6000:]
+        assert found["bill"] < 1
 
     def log(self, text: str = "alpha") -> str:
         """Return the log of a counting job."""

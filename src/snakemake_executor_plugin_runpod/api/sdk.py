@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,10 @@ class SdkApi:
     def __init__(self, key: str) -> None:
         self._runpod = _import()
         self._runpod.api_key = key
-        self._query = self._runpod.api.graphql.run_graphql_query
+        graphql = self._runpod.api.graphql
+        self._query = graphql.run_graphql_query
+        self._recorder = _Recorder(getattr(graphql, "requests", None))
+        graphql.requests = self._recorder
 
     def account(self) -> Account:
         """Check the key, and say what the account has."""
@@ -89,7 +93,7 @@ class SdkApi:
         raise found from None
 
     def _explain(self, error: Exception, creating: bool) -> ApiError:
-        response = _response(error)
+        response = self._recorder.last()
         status = getattr(response, "status_code", None)
         wait = seconds(getattr(response, "headers", {}).get("Retry-After"))
         name = type(error).__name__
@@ -99,9 +103,9 @@ class SdkApi:
             return classify(status or 200, str(error), creating=creating, retry_after=wait)
         if name == "ValueError" and "No GPU found" in str(error):
             return CapacityError("RunPod knows no GPU of this name")
-        if status in (None, 200):  # no answer, or one that is no JSON
+        if status in (None, 200):  # no answer, or one that makes no sense
             return classify(None, name, creating=creating)
-        text = f"no JSON: {getattr(response, 'text', '')[:80]!r}"
+        text = getattr(response, "text", "")[:80]
         return classify(status, text, creating=creating, retry_after=wait)
 
     def _arguments(self, spec: Spec) -> dict[str, Any]:
@@ -167,15 +171,25 @@ def _import() -> Any:
     return runpod
 
 
-def _response(error: Exception) -> Any:
-    """Return the HTTP response that the SDK was reading when it failed, for its status.
+class _Recorder:
+    """Stands between the SDK and `requests`, and keeps each thread's last response.
 
-    The SDK looks at no status but 401 and keeps no response; it is still in the frame that failed.
+    The SDK looks at no status but 401 and throws the response away: without it nobody would know
+    that the service asked to wait, or that it has retired this API.
     """
-    if (response := getattr(error, "response", None)) is not None:
-        return response
-    trace, found = error.__traceback__, None
-    while trace is not None:
-        found = trace.tb_frame.f_locals.get("response", found)
-        trace = trace.tb_next
-    return found if hasattr(found, "status_code") else None
+
+    def __init__(self, requests: Any) -> None:
+        self._requests, self._kept = requests, threading.local()
+
+    def post(self, *arguments: Any, **options: Any) -> Any:
+        """Post, and keep the response."""
+        self._kept.response = None
+        self._kept.response = self._requests.post(*arguments, **options)
+        return self._kept.response
+
+    def last(self) -> Any:
+        """Return this thread's last response; None if there was no answer."""
+        return getattr(self._kept, "response", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._requests, name)
