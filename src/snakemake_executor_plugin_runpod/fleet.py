@@ -107,14 +107,21 @@ class Fleet:
             await asyncio.sleep(wait)
             wait = min(2 * wait, self.limits.list_every)
 
-    async def is_gone(self, id: str) -> bool:  # noqa: A002 - the API's own word
-        """Tell whether there is no such pod: two listings in a row do not show it."""
+    async def find(self, id: str) -> PodView | None:  # noqa: A002 - the API's own word
+        """Return a living pod; one that is too new to be listed is asked for by its id."""
+        view = (await self.look(within=self.limits.list_every)).get(id)
+        view = view or await self.call(self.api.pod, id)
+        return view if view and not view.terminated else None
+
+    async def is_gone(self, id: str) -> bool:  # noqa: A002
+        """Tell whether there is no such pod: two listings in a row and its id do not find it."""
         for look in range(2):
             if look:
                 await asyncio.sleep(self.limits.twice)
             if id in await self.look(within=0):
                 return False
-        return True
+        view = await self.call(self.api.pod, id)
+        return view is None or view.terminated
 
     async def end(self, lease: Lease) -> bool:
         """End a pod for good, and wait until it is proven.
@@ -140,11 +147,6 @@ class Fleet:
             if await self.is_gone(id):
                 return
         self.say(f"POD {id} MAY STILL BE ALIVE AND BILLED. End it at {CONSOLE}")
-
-    def was_seen(self, lease: Lease) -> bool:
-        """Tell whether a pod was ever listed; one that was not may only be late."""
-        old = time.time() - lease.asked > self.limits.ambiguous
-        return lease.id in self._seen or old
 
     async def settle(self) -> None:
         """Wait for all endings that are under way."""
@@ -221,11 +223,9 @@ class Fleet:
                 known = known and (id in self._seen or not fresh)
         if known and lease.ended is None:
             self.ledger.write("terminating", lease.name)
-        for look in range(2):
-            if look:
-                await asyncio.sleep(self.limits.twice)
-            if ids & set(await self.look(within=0)) or not known:
-                return False
+        gone = [await self.is_gone(each) for each in filter(None, ids)]
+        if not (known and all(gone)):
+            return False
         self.ledger.write("gone", lease.name)
         reach(Failpoint.AFTER_TERMINATE)
         return True

@@ -72,6 +72,8 @@ class Rented(Pods):
         wanted = [lease for lease in leases if outputs & set(lease.outputs)]
         self._fleet.wanted.update(lease.name for lease in wanted)
         others = [lease for lease in leases if lease not in wanted]
+        for lease in others:
+            self._context.say(f"pod {lease.id or lease.name} of an earlier run is ended")
         await asyncio.gather(*(self._fleet.end(lease) for lease in others))
         await self._fleet.look()
 
@@ -115,9 +117,9 @@ class Rented(Pods):
         """Ask the API; an error of it proves nothing."""
         assert lease.id
         try:
-            view = (await self._fleet.look(within=self._context.limits.list_every)).get(lease.id)
+            view = await self._fleet.find(lease.id)
             if view is None:
-                return self._fleet.was_seen(lease) and await self._fleet.is_gone(lease.id)
+                return await self._fleet.is_gone(lease.id)
         except ApiError:
             return False
         link.endpoint = view.endpoint or link.endpoint

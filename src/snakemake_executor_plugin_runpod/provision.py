@@ -97,16 +97,12 @@ class Provision:
             PodLostError: if it is gone.
         """
         end = time.monotonic() + self._limits.mapping
-        absent = 0
+        assert lease.id
         while True:
-            views = await self._fleet.look(within=self._limits.list_every)
-            view = views.get(lease.id or "")
+            view = await self._fleet.find(lease.id)
             if view and view.endpoint:
                 return view
-            seen = view is not None
-            old = time.time() - lease.asked > self._limits.ambiguous
-            absent = 0 if seen else absent + 1
-            if absent > 2 and old:
+            if view is None and await self._fleet.is_gone(lease.id):
                 raise PodLostError("it is gone")
             if time.monotonic() > end:
                 raise BadHostError(f"no port for SSH after {self._limits.mapping:.0f} s")
@@ -121,7 +117,7 @@ class Provision:
         """
         age = time.time() - lease.asked
         if lease.id:
-            return lease.id in await self._fleet.look()
+            return await self._fleet.find(lease.id) is not None
         hits = await self._fleet.named(lease.name, max(0.0, self._limits.ambiguous - age))
         if not hits:
             return False

@@ -32,6 +32,7 @@ class Fault:
       (`die` only) when a file that matches the glob `file` exists, or `after` seconds
 
     Attributes:
+        own: it happens to calls with a pod's own key instead of the user's.
         times: how often it happens, at most; `skip`: how many chances it lets pass before.
         fired: how often it happened.
     """
@@ -46,11 +47,12 @@ class Fault:
     file: str = ""
     after: float | None = None
     bytes: int = 0
+    own: bool = False
     fired: int = 0
 
-    def strikes(self, on: str) -> bool:
+    def strikes(self, on: str, own: bool = False) -> bool:
         """Tell whether it happens now, and count it."""
-        if self.on not in (on, "any") or self.fired >= self.times:
+        if self.own != own or self.on not in (on, "any") or self.fired >= self.times:
             return False
         if self.skip > 0:
             self.skip -= 1

@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._json(400, {"errors": [{"message": str(error)}], "data": None})
         with self.server.store.lock:
             account.calls[call] += own is None
-            fault = account.strike(call) if own is None else None
+            fault = account.strike(call, own is not None)
         if graph and account.retired:
             return self._json(410, {"message": "This API has been retired."})
         return self._call(account, own, call, path, text, body, fault)

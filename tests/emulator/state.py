@@ -90,9 +90,9 @@ class Account:
         """Return the pods that are billed."""
         return [pod for pod in self.pods.values() if pod.ended is None]
 
-    def strike(self, on: str) -> Fault | None:
+    def strike(self, on: str, own: bool = False) -> Fault | None:
         """Return the fault that happens now, if one does."""
-        return next((fault for fault in self.faults if fault.strikes(on)), None)
+        return next((fault for fault in self.faults if fault.strikes(on, own)), None)
 
 
 class Store:

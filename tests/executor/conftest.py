@@ -42,7 +42,8 @@ def project(emulator, tmp_path):
 def undisturbed(emulator, tmp_path_factory) -> Project:
     """The project, run once to its end; nobody changes it."""
     made = Project(tmp_path_factory.mktemp("undisturbed") / "project", emulator)
-    said = made()
+    made.rehearse()
+    said = made("--runpod-api", "auto")
     assert said.code == 0, said.text
     made.said = said
     return made

@@ -61,9 +61,7 @@ def test_results_in_another_folder(project, undisturbed):
     made = project.folder / "elsewhere/deep"
     for name in ("report.json", "counts/alpha/00.json", "logs/alpha.log"):
         assert (made / name).is_file()
-    assert (made / "report.json").read_bytes() == (
-        undisturbed.folder / "report.json"
-    ).read_bytes()
+    assert (made / "report.json").read_bytes() == (undisturbed.folder / "report.json").read_bytes()
     assert not project.account.alive
 
 
