@@ -1,0 +1,56 @@
+"""What a job printed: kept here as a file, and its last line told from time to time."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake_executor_plugin_runpod.api.errors import printable
+
+LINE = 160
+"""Characters of a line that are told."""
+
+CHATTER = re.compile(
+    r"\[\w{3} \w{3} |Execute \d+ jobs|Select jobs|Elapsed time|Complete log|Building DAG"
+)
+"""What Snakemake says on the pod whatever it is told; it is kept, not told."""
+
+MOST = 100_000
+"""Characters of a file that are looked at when a job has failed."""
+
+
+class Console:
+    """Takes what a job printed, piece by piece.
+
+    Attributes:
+        path: of the file that keeps it.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None], every_s: float) -> None:
+        self.path, self._say, self._every_s = path, say, every_s
+        self._last, self._said = "", 0.0
+
+    def clear(self) -> None:
+        """Begin anew: the pod sends everything again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"")
+
+    def add(self, text: str) -> None:
+        """Keep a piece, and tell its last line if the last one was told long enough ago."""
+        if not text:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        lines = [printable(line) for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if not CHATTER.match(line)]
+        if lines and lines[-1] != self._last and time.monotonic() - self._said >= self._every_s:
+            self._say(lines[-1][:LINE])
+            self._last, self._said = lines[-1], time.monotonic()
+
+
+def read(path: Path) -> str:
+    """Return the end of a file; nothing if there is none."""
+    try:
+        return path.read_text(errors="replace")[-MOST:]
+    except OSError:
+        return ""

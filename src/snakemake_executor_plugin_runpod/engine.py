@@ -1,0 +1,184 @@
+"""Brings jobs to their end on rented pods, whatever happens to the pods."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from snakemake_executor_plugin_runpod.api.errors import ApiError
+from snakemake_executor_plugin_runpod.attempt import Attempt, Context
+from snakemake_executor_plugin_runpod.failures import (
+    BadHostError,
+    JobError,
+    PodLostError,
+    ShortageError,
+)
+from snakemake_executor_plugin_runpod.ledger import Lease
+from snakemake_executor_plugin_runpod.link import LostError, RemoteError
+from snakemake_executor_plugin_runpod.money import Budget, BudgetError
+from snakemake_executor_plugin_runpod.offers import Needs
+from snakemake_executor_plugin_runpod.pods import Pods
+from snakemake_executor_plugin_runpod.rehearsal import rehearse
+from snakemake_executor_plugin_runpod.tasks import Task
+from snakemake_executor_plugin_runpod.transfer import Digests
+
+STEPS = 3
+"""How often a job gets a larger pod, and how often a machine that is no good is left."""
+
+LAST_HARVEST_S = 20
+
+
+class Engine:
+    """Runs jobs, each on a pod of its own.
+
+    Attributes:
+        halted: why no job may go on; None while they may.
+    """
+
+    def __init__(self, context: Context, pods: Pods, budget: Budget) -> None:
+        self._context, self._pods, self._budget = context, pods, budget
+        self._ledger = context.ledger
+        self._slots = asyncio.Semaphore(context.settings.max_pods or 1)
+        self._tried: dict[str, asyncio.Task[None]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self.halted: str | None = None
+        self._detached = False
+
+    def submit(self, task: Task) -> "asyncio.Task[None]":
+        """Begin a job; the task that is returned ends with it, or raises JobError."""
+        job = asyncio.ensure_future(self._run(task))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return job
+
+    async def guard(self) -> None:
+        """Watch over budget and pods until it is cancelled."""
+        while True:
+            try:
+                self._budget.check()
+            except BudgetError as error:
+                await self.halt(str(error))
+                return
+            with suppress(ApiError):
+                await self._pods.watch()
+            await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
+
+    async def halt(self, reason: str, *, detach: bool = False) -> None:
+        """End all jobs and their pods.
+
+        Args:
+            reason: is told of every job.
+            detach: leave the pods at work; the next run takes them over.
+        """
+        self.halted, self._detached = reason, detach
+        jobs = set(self._jobs)
+        for job in jobs:
+            job.cancel()
+        if jobs:
+            await asyncio.wait(jobs)
+
+    async def close(self) -> None:
+        """End whatever pods are left, and wait until it is proven."""
+        await self._pods.close(self._detached)
+
+    async def _run(self, task: Task) -> None:
+        try:
+            async with self._slots:
+                await self._bring_to_end(task)
+        except ApiError as error:
+            raise JobError(f"RunPod: {error}") from None
+        except BudgetError as error:
+            raise JobError(str(error)) from None
+        except asyncio.CancelledError:
+            if self.halted is None:
+                raise
+            raise JobError(self.halted) from None
+
+    async def _bring_to_end(self, task: Task) -> None:
+        digests = Digests()
+        fingerprint = await asyncio.to_thread(task.fingerprint, digests)
+        if done := await asyncio.to_thread(self._is_done, task, fingerprint, digests):
+            self._say(task, f"its products came from pod {done.id} before: nothing to do")
+            return None
+        await self._rehearse(task)
+        patience = {
+            PodLostError: self._context.settings.restarts or 0,
+            BadHostError: STEPS,
+            ShortageError: STEPS,
+        }
+        while True:
+            try:
+                return await self._once(task, fingerprint)
+            except (PodLostError, BadHostError, ShortageError) as error:
+                if patience[type(error)] == 0:
+                    raise JobError(f"{error}; it was tried often enough") from None
+                patience[type(error)] -= 1
+                if isinstance(error, ShortageError):
+                    task = self._enlarge(task, error)
+                self._say(task, f"{error}: trying another pod")
+
+    async def _once(self, task: Task, fingerprint: str) -> None:
+        """Run a job on one pod, and see to it that the pod ends."""
+        lease = await self._pods.get(task, fingerprint)
+        attempt, failed = None, True
+        try:
+            link = await self._pods.link(lease)
+            attempt = Attempt(
+                task, lease, link, self._context, lambda: self._pods.gone(lease, link)
+            )
+            await attempt.run()
+            failed = False
+        except asyncio.CancelledError:
+            await self._salvage(attempt)
+            failed = False
+            raise
+        except BadHostError:
+            self._pods.avoid(lease)
+            raise
+        except LostError as error:
+            raise PodLostError(str(error)) from None
+        except RemoteError as error:
+            raise BadHostError(str(error)) from None
+        finally:
+            if attempt:
+                await attempt.link.close()
+            await self._pods.give_back(lease, failed=failed, detach=self._detached)
+
+    async def _salvage(self, attempt: Attempt | None) -> None:
+        """Fetch finished parts of a job that must end now."""
+        if attempt is None or self._detached or not attempt.task.updates:
+            return
+        with suppress(Exception):
+            async with asyncio.timeout(LAST_HARVEST_S):
+                await attempt.harvest()
+
+    def _enlarge(self, task: Task, error: ShortageError) -> Task:
+        before = task.needs
+        need: Needs = before.larger(error.what, error.had)
+        step = f"more {error.what} after {error.had:.0f} GB"
+        steps = ", ".join(filter(None, [task.variables.get("RUNPOD_STEPS"), step]))
+        return replace(task, needs=need, variables=task.variables | {"RUNPOD_STEPS": steps})
+
+    def _is_done(self, task: Task, fingerprint: str, digests: Digests) -> Lease | None:
+        """Find an attempt whose products were fetched whole, and are still here unchanged."""
+        for lease in reversed(self._ledger.leases.values()):
+            if lease.key != task.key or lease.fingerprint != fingerprint or not lease.products:
+                continue
+            files = {Path(name): sha256 for name, sha256 in lease.products.items()}
+            if all(path.is_file() and digests(path) == sha for path, sha in files.items()):
+                return lease if all(Path(name).exists() for name in task.outputs) else None
+        return None
+
+    async def _rehearse(self, task: Task) -> None:
+        """Try out one job of each rule; the others wait for the outcome."""
+        if self._context.settings.no_rehearsal:
+            return
+        if task.rule not in self._tried:
+            folder = self._ledger.folder / "rehearsal" / task.key
+            self._tried[task.rule] = asyncio.ensure_future(
+                asyncio.to_thread(rehearse, task, folder)
+            )
+        await asyncio.shield(self._tried[task.rule])
+
+    def _say(self, task: Task, text: str) -> None:
+        self._context.say(f"{task.title}: {text}")

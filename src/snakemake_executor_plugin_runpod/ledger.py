@@ -1,0 +1,192 @@
+"""The book of every pod that was asked for, written before it is asked for.
+
+One JSON object a line, synchronised to disk line by line, in the folder `.snakemake/runpod` of the
+working directory. Whatever happens to this process, the next one reads from it which pods may be
+alive, what they were for, and what they have cost.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+FOLDER = Path(".snakemake/runpod")
+EVENTS = ("intent", "created", "phase", "fetched", "terminating", "gone", "refused", "kept")
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Lease:
+    """One attempt to have one pod for one job, as the ledger tells it.
+
+    Attributes:
+        name: of the pod, unique to this attempt.
+        key: of the job; `title` is its name for people.
+        fingerprint: of what the job computes; a pod is taken over for an equal one only.
+        run: of the controller that asked for it.
+        rate: dollars an hour, once it is known; before that what was quoted.
+        id: of the pod; None while it is not known whether there is one.
+        host_key: of its sshd, from the first login on.
+        ended: when the service accepted to end it; None while it may be billed.
+        gone: it is proven that there is no such pod any more, or that there never was.
+        products: digests of the outputs that were fetched whole, by path; None before that.
+    """
+
+    name: str
+    key: str
+    title: str
+    fingerprint: str
+    run: str
+    gpu: str
+    gpus: int
+    rate: float
+    asked: float
+    outputs: list[str]
+    id: str | None = None
+    created: float | None = None
+    host_key: str | None = None
+    machine: str | None = None
+    phase: str = "asked for"
+    ended: float | None = None
+    gone: bool = False
+    refused: bool = False
+    kept: bool = False
+    products: dict[str, str] | None = None
+    said: list[Json] = field(default_factory=list, repr=False)
+
+    @property
+    def open(self) -> bool:
+        """Whether a pod of this name may be alive."""
+        return not (self.gone or self.refused)
+
+    def cost(self, now: float) -> float:
+        """Return the dollars that it has cost until now; an estimate, not RunPod's bill."""
+        if self.created is None:
+            return 0.0
+        return self.rate * max(0.0, (self.ended or now) - self.created) / 3600
+
+
+class Ledger:
+    """Reads and writes the book.
+
+    Attributes:
+        leases: every attempt by the name of its pod, in order.
+        run: names this controller.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
+        self.run = secrets.token_hex(4)
+        self.leases: dict[str, Lease] = {}
+        self._path = folder / "ledger.jsonl"
+        self._file: TextIO | None = None
+        self._lock: TextIO | None = None
+        for entry in self._entries():
+            self._apply(entry)
+
+    def claim(self) -> str | None:
+        """Become the one writer.
+
+        Returns:
+            None, or who it is already: process, host and since when.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            return lock.read().strip() or "a process that is just starting"
+        lock.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        lock.flush()
+        self._lock = lock  # held until this process ends, however it ends
+        return None
+
+    def write(self, event: str, name: str, **facts: Any) -> Lease:
+        """Add an entry; it is on disk when this returns."""
+        if event not in EVENTS:
+            raise ValueError(f"{event} is no event of the ledger")
+        entry = {"event": event, "name": name, "time": round(time.time(), 3), **facts}
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8")
+            if self._path.stat().st_size:
+                self._file.write("\n")  # behind a line that a crash may have cut
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._apply(entry)
+        return self.leases[name]
+
+    def intend(self, name: str, **facts: Any) -> Lease:
+        """Write down that a pod is about to be asked for."""
+        return self.write("intent", name, run=self.run, **facts)
+
+    def open_leases(self, key: str | None = None) -> list[Lease]:
+        """Return the attempts that may have a living pod, of all jobs or of one."""
+        return [
+            lease
+            for lease in self.leases.values()
+            if lease.open and (key is None or lease.key == key)
+        ]
+
+    def spent(self, run: str | None = None) -> float:
+        """Return the dollars that the pods of a run have cost so far; of all runs without one."""
+        now = time.time()
+        chosen = (x for x in self.leases.values() if run is None or x.run == run)
+        return sum(lease.cost(now) for lease in chosen)
+
+    def _entries(self) -> Iterable[Json]:
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # empty, or cut by a crash: nothing had been done yet that it announces
+            if isinstance(entry, dict) and entry.get("event") in EVENTS and "name" in entry:
+                yield entry
+
+    def _apply(self, entry: Json) -> None:
+        event, name, when = entry["event"], entry["name"], entry["time"]
+        if event == "intent":
+            names = ("key", "title", "fingerprint", "run", "gpu", "gpus", "rate")
+            facts = {name: entry[name] for name in names}
+            self.leases[name] = Lease(name, asked=when, outputs=entry["outputs"], **facts)
+        lease = self.leases.get(name)
+        if lease is None:
+            return
+        lease.said.append(entry)
+        if event == "created":
+            lease.created = lease.created or lease.asked
+            if not lease.open:  # it turned up after all
+                lease.gone, lease.refused, lease.ended = False, False, None
+            _update(lease, entry, "id", "rate", "machine", "run")
+        elif event == "phase":
+            _update(lease, entry, "phase", "host_key", "rate", "machine")
+        elif event == "fetched":
+            lease.products = entry["products"]
+        elif event == "terminating":
+            lease.ended = lease.ended or when
+        elif event in ("gone", "refused"):
+            setattr(lease, event, True)
+            lease.ended = lease.ended or when
+        elif event == "kept":
+            lease.kept = True
+
+
+def _update(lease: Lease, entry: Json, *names: str) -> None:
+    for name in names:
+        if entry.get(name) is not None:
+            setattr(lease, name, entry[name])

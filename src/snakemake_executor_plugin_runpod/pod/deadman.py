@@ -1,0 +1,137 @@
+"""Ends the pod that it runs in when its controller is silent for too long, or it is too old.
+
+Nothing at RunPod does this: a pod whose controller is gone is billed for ever. This program starts
+with the container, needs nothing but Python, and tries until it succeeds.
+
+usage: python3 deadman.py GRACE_S LIFETIME_S
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HOME = Path(os.environ.get("SNAKEMAKE_RUNPOD_HOME") or Path.home() / ".snakemake-runpod")
+HEARTBEAT = HOME / "heartbeat"
+STATE = HOME / "deadman.json"
+NOBODY = "nosuchpod"
+
+
+def variables() -> dict[str, str]:
+    """Return the container's variables: those of process 1, which a login by SSH does not get."""
+    try:
+        raw = Path("/proc/1/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        raw = ""
+    first = dict(entry.split("=", 1) for entry in raw.split("\0") if "=" in entry)
+    return {**first, **os.environ}
+
+
+def ask(method: str, address: str, key: str, body: Any = None) -> tuple[int, str]:
+    """Send one request; return status and text. Raises OSError if there was no answer."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
+    request = urllib.request.Request(address, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read(10000).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(10000).decode(errors="replace")
+
+
+def ways(pod: str) -> Iterator[tuple[str, Callable[[], tuple[int, str]]]]:
+    """Yield how a pod can be ended: a name, and a function that returns status and text."""
+    known = variables()
+    base = known.get("RUNPOD_API_BASE_URL", "https://api.runpod.io")
+    key = known.get("RUNPOD_API_KEY", "")
+    query = f'mutation {{ podTerminate(input: {{podId: "{pod}"}}) }}'
+    yield "rest-v2", lambda: ask("DELETE", base + "/v2/pods/" + pod, key)
+    yield "graphql", lambda: ask("POST", base + "/graphql", key, {"query": query})
+
+
+def probe() -> dict[str, str]:
+    """Ask to end a pod that does not exist: who may end pods is told that there is none."""
+    found = {}
+    for name, end in ways(NOBODY):
+        try:
+            status, text = end()
+        except OSError as error:
+            found[name] = f"no answer: {error}"
+            continue
+        missing = status == 404 or (status == 200 and "not found" in text.lower())
+        found[name] = "authorised" if missing else f"refused: HTTP {status}"
+    return found
+
+
+def end(pod: str) -> None:
+    """Try every way once; success shows by this process ending with its pod."""
+    for _, terminate in ways(pod):
+        with suppress(OSError):
+            terminate()
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["runpodctl", "remove", "pod", pod], timeout=60, check=False)
+
+
+def save(state: dict[str, Any]) -> None:
+    """Write the state where a login by SSH finds it."""
+    part = STATE.with_suffix(".part")
+    part.write_text(json.dumps(state))
+    part.replace(STATE)
+
+
+def watch(grace: float, lifetime: float) -> None:
+    """Wait until the controller has been silent for `grace` seconds, or the pod is too old."""
+    born_file = HOME / "born"  # a container that restarts gets no second life
+    if not born_file.exists():
+        born_file.write_text(repr(time.time()))
+    born = float(born_file.read_text())
+    HEARTBEAT.touch()
+    tick = min(5.0, grace / 20)
+    state: dict[str, Any] = {
+        "pid": os.getpid(),
+        "grace_s": grace,
+        "lifetime_s": lifetime,
+        "probe": probe(),
+    }
+    save(state)
+    beat, heard = HEARTBEAT.stat().st_mtime_ns, time.monotonic()
+    while time.monotonic() - heard < grace and time.time() - born < lifetime:
+        time.sleep(tick)
+        if "authorised" not in state["probe"].values():
+            state["probe"] = probe()
+            save(state)
+        with suppress(OSError):
+            latest = HEARTBEAT.stat().st_mtime_ns
+            if latest != beat:
+                beat, heard = latest, time.monotonic()
+
+
+def main() -> None:
+    """Watch, then end the pod; one such process a container is enough."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    lock = (HOME / "deadman.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    grace, lifetime = float(sys.argv[1]), float(sys.argv[2])
+    watch(grace, lifetime)
+    pause = min(5.0, grace / 10)
+    while True:
+        end(variables().get("RUNPOD_POD_ID", ""))
+        time.sleep(pause)
+        pause = min(pause * 2, 60.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What pods have cost, as lines of text."""
+
+import time
+from collections.abc import Sequence
+
+from snakemake_executor_plugin_runpod.ledger import Ledger
+
+
+def spending(ledger: Ledger) -> list[str]:
+    """List what each pod of a run has cost so far; nothing if there was none."""
+    now = time.time()
+    leases = [
+        lease
+        for lease in ledger.leases.values()
+        if lease.run == ledger.run and lease.id and lease.created
+    ]
+    if not leases:
+        return []
+    rows = [("job", "pod", "GPU", "$/h", "minutes", "$")]
+    for lease in leases:
+        minutes = ((lease.ended or now) - (lease.created or now)) / 60
+        cost = lease.cost(now)
+        rows.append(
+            (
+                lease.title,
+                f"{lease.id}{'' if lease.ended else ' (alive)'}",
+                lease.gpu,
+                f"{lease.rate:.2f}",
+                f"{minutes:.1f}",
+                f"{cost:.4f}",
+            )
+        )
+    total = ledger.spent(ledger.run)
+    return [
+        "spent by this run, an estimate and not RunPod's bill:",
+        *table(rows),
+        f"  total ${total:.4f}",
+    ]
+
+
+def table(rows: Sequence[Sequence[str]], numbers: int = 3) -> list[str]:
+    """Lay out rows as text, the last columns flush right.
+
+    Args:
+        rows: the first one is the head.
+        numbers: how many of the last columns are flush right.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = len(widths) - numbers
+    return [
+        "  "
+        + "  ".join(
+            text.ljust(width) if i < left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

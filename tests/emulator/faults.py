@@ -1,0 +1,69 @@
+"""What goes wrong: each fault says where, how and how often, and counts how often it did."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong.
+
+    Of a call of the API (`on`: account, offers, create, list, get, terminate, any), `kind` is
+
+    - `status`: it answers with the HTTP status `value`, and does nothing; `retry_after` in seconds
+    - `html`: the same with a page of HTML
+    - `done-status`: it does what was asked and then answers with the status `value`
+    - `lost`: it does what was asked and closes the connection
+    - `cut`: it closes the connection and does nothing
+    - `error`: it refuses with the message `value`
+    - `null`: it answers without data
+    - `ignored`: it answers as if it had done what was asked
+    - `slow`: it takes `value` seconds longer
+
+    Of a pod (`on`: pod), decided when it is created, `kind` is
+
+    - `never-ready`: it gets no runtime; `no-port`: no public port
+    - `late-sshd`: sshd answers `value` seconds late
+    - `price`: it costs `value` an hour; `gpu`: its driver shows `value`, a list of name and MiB
+    - `cuda`: its driver supports CUDA `value`; `disk`: it has `value` GB free; `slow-network`
+    - `no-power`: its own key may end nothing
+    - `die`, `drop`, `truncate`, `flip`, `stall`: when a command that matches `at` is run on it, or
+      (`die` only) when a file that matches the glob `file` exists, or `after` seconds
+
+    Attributes:
+        own: it happens to calls with a pod's own key instead of the user's.
+        times: how often it happens, at most; `skip`: how many chances it lets pass before.
+        fired: how often it happened.
+    """
+
+    on: str
+    kind: str
+    value: Any = None
+    times: int = 1
+    skip: int = 0
+    retry_after: float | None = None
+    at: str = ""
+    file: str = ""
+    after: float | None = None
+    bytes: int = 0
+    own: bool = False
+    fired: int = 0
+
+    def strikes(self, on: str, own: bool = False) -> bool:
+        """Tell whether it happens now, and count it."""
+        if self.own != own or self.on not in (on, "any") or self.fired >= self.times:
+            return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        self.fired += 1
+        return True
+
+    def matches(self, command: str) -> bool:
+        """Tell whether a command is the one that it waits for."""
+        return bool(self.at) and re.search(self.at, command) is not None
+
+
+ON_COMMAND = {"die", "drop", "truncate", "flip", "stall"}
+"""Faults that happen on the pod, while it works."""

@@ -1,0 +1,221 @@
+"""The process of one pod: an SSH server with its own home, variables and tree of processes.
+
+It ends, with everything that was started in it, when the emulator ends: by a pipe, and by the
+kernel's signal for a parent's death.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import psutil
+
+PDEATHSIG, SUBREAPER = 1, 36
+PIECE = 1 << 16
+
+
+def run(config: dict[str, Any], pipe: Any) -> None:
+    """Be the pod until it is killed."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(SUBREAPER, 1, 0, 0, 0)
+    os.setsid()
+    signal.signal(signal.SIGTERM, lambda *_: end())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(Pod(config, pipe.send).serve())
+
+
+def end() -> None:
+    """Kill everything that was started here, then this process."""
+    kill_below(os.getpid())
+    os._exit(0)
+
+
+def kill_below(pid: int) -> None:
+    """Kill all descendants of a process; those whose parents die come to it and die too."""
+    with suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        while children := [
+            p for p in parent.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE
+        ]:
+            for child in children:
+                with suppress(psutil.Error):
+                    child.kill()
+            time.sleep(0.005)
+
+
+class Pod:
+    """One pod, from the start of its container."""
+
+    def __init__(self, config: dict[str, Any], tell: Callable[[Any], None]) -> None:
+        self.home = Path(config["home"])
+        self.env: dict[str, str] = config["env"]
+        self.config, self.tell = config, tell
+        self.faults: list[dict[str, Any]] = config["faults"]
+
+    async def serve(self) -> None:
+        """Start the container's command and the SSH server."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        server = None
+        if not self.config["openssh"]:
+            server = await asyncssh.listen(
+                "127.0.0.1",
+                self.config["port"] or 0,
+                server_host_keys=[key],
+                authorized_client_keys=asyncssh.import_authorized_keys(self.env["PUBLIC_KEY"]),
+                process_factory=self.handle,
+                allow_scp=True,
+                sftp_factory=lambda chan: asyncssh.SFTPServer(chan, chroot=str(self.home).encode()),
+                encoding=None,
+                keepalive_interval=0,
+                line_editor=False,
+            )
+            self.tell(("port", server.get_port()))
+        else:
+            from emulator.openssh import start
+
+            self.tell(("port", start(self.home, self.env)))
+        if self.config["start"]:
+            await self.spawn(self.config["start"], asyncio.subprocess.DEVNULL)
+        await self.watch()
+
+    async def spawn(self, command: str, pipes: int) -> asyncio.subprocess.Process:
+        """Start a command in the pod."""
+        return await asyncio.create_subprocess_exec(
+            "bash",
+            "-c",
+            command,
+            stdin=pipes,
+            stdout=pipes,
+            stderr=pipes,
+            cwd=self.home,
+            env=self.env,
+            start_new_session=True,
+        )
+
+    async def watch(self) -> None:
+        """Wait for what happens to the pod by itself, and bury what died in it."""
+        begun = time.monotonic()
+        while True:
+            await asyncio.sleep(0.05)
+            for fault in self.faults:
+                if fault["kind"] == "die" and not fault["fired"]:
+                    after, pattern = fault["after"], fault["file"]
+                    due = after is not None and time.monotonic() - begun > after
+                    if due or (pattern and any(self.home.glob(pattern))):
+                        self.strike(fault)
+
+    def strike(self, fault: dict[str, Any]) -> None:
+        """Let a fault happen."""
+        fault["fired"] += 1
+        self.tell(("fired", fault["kind"]))
+        if fault["kind"] == "die":
+            self.tell(("died", None))
+
+    def fault_of(self, command: str) -> dict[str, Any] | None:
+        """Return the fault that a command sets off."""
+        import re
+
+        for fault in self.faults:
+            if fault["at"] and fault["fired"] < fault["times"] and re.search(fault["at"], command):
+                if fault["skip"] > 0:
+                    fault["skip"] -= 1
+                    continue
+                return fault
+        return None
+
+    async def handle(self, session: Any) -> None:
+        """Run one command of a login."""
+        command = session.command or "exec bash -l"
+        fault = self.fault_of(command)
+        process = await self.spawn(command, asyncio.subprocess.PIPE)
+        into = asyncio.ensure_future(self.feed(session, process, fault))
+        errors = asyncio.ensure_future(self.drain(process.stderr, session.stderr, None))
+        try:
+            await self.drain(process.stdout, session.stdout, fault)
+            code = await process.wait()
+            await errors
+            with suppress(BrokenPipeError, ConnectionError, asyncssh.Error):
+                session.exit(code if code >= 0 else 128 - code)
+        except (BrokenPipeError, ConnectionError, asyncssh.Error):
+            pass
+        finally:
+            into.cancel()
+            errors.cancel()
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    async def feed(self, session: Any, process: Any, fault: dict[str, Any] | None) -> None:
+        """Give a command what the client sends."""
+        size = 0
+        try:
+            while chunk := await session.stdin.read(PIECE):
+                size += len(chunk)
+                if fault and fault["kind"] in ("die", "drop") and size > fault["bytes"] > 0:
+                    return self.break_off(session, fault)
+                process.stdin.write(chunk)
+                await process.stdin.drain()
+        except (BrokenPipeError, ConnectionError, asyncssh.Error):
+            return None
+        with suppress(BrokenPipeError, ConnectionError):
+            process.stdin.close()
+        return None
+
+    def break_off(self, session: Any, fault: dict[str, Any]) -> None:
+        """Cut the connection, or let the pod die."""
+        self.strike(fault)
+        if fault["kind"] == "drop":
+            session.channel.get_connection().abort()
+
+    async def drain(self, source: Any, target: Any, fault: dict[str, Any] | None) -> None:
+        """Give the client what a command prints, damaged as a fault demands."""
+        size, kind = 0, fault["kind"] if fault else ""
+        while chunk := await source.read(PIECE):
+            before, size = size, size + len(chunk)
+            if fault and kind and size > fault["bytes"]:
+                place = max(0, fault["bytes"] - before)
+                if kind in ("die", "drop"):
+                    target.write(chunk[:place])
+                    self.break_off(target, fault)
+                    return
+                self.strike(fault)
+                kind = ""
+                if fault["kind"] == "truncate":
+                    target.write(chunk[:place])
+                    return
+                if fault["kind"] == "flip":
+                    chunk = chunk[:place] + bytes([chunk[place] ^ 1]) + chunk[place + 1 :]
+                if fault["kind"] == "stall":
+                    await asyncio.sleep(fault["value"] or 60)
+            target.write(chunk)
+            await target.drain()
+
+
+def tools(folder: Path, gpus: list[list[Any]], cuda: str, disk_gb: float) -> None:
+    """Write the programs of a pod that must not be the host's: nvidia-smi, df, python3."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "\n".join(f"{name}, {mib}, 580.95.05" for name, mib in gpus)
+    (folder / "nvidia-smi").write_text(
+        f"#!/bin/sh\n[ -n '{rows}' ] || {{ echo 'No devices were found'; exit 6; }}\n"
+        f"case \"$1\" in --query*) cat <<'END'\n{rows}\nEND\n;;\n"
+        f"*) echo '| NVIDIA-SMI 580.95.05  Driver Version: 580.95.05  CUDA Version: {cuda} |';; "
+        "esac\n"
+    )
+    blocks = int(disk_gb * 1e9 / 1024)
+    (folder / "df").write_text(
+        f"#!/bin/sh\necho Filesystem blocks Used Available Capacity Mounted\n"
+        f"echo overlay {blocks} 0 {blocks} 0% /\n"
+    )
+    for program in ("nvidia-smi", "df"):
+        (folder / program).chmod(0o755)
+    (folder / "python3").symlink_to(os.path.realpath(sys.executable))

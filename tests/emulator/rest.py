@@ -1,0 +1,175 @@
+"""REST v2: the wire format of RunPod's published description."""
+
+import datetime
+import re
+from typing import Any
+
+from emulator.state import GPUS, Account, Pod, RefusedError, Store
+
+CREATE = {
+    "name",
+    "image",
+    "args",
+    "gpu",
+    "cpu",
+    "cloud",
+    "dataCenterIds",
+    "disk",
+    "env",
+    "ports",
+    "mounts",
+    "registry",
+    "startSsh",
+    "startJupyter",
+    "templateId",
+    "globalNetworking",
+}
+GPU = {"id", "count", "allowedCudaVersions", "minCudaVersion"}
+
+
+class ProblemError(Exception):
+    """An answer that is no success: its status and what it says."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def operation(method: str, path: str) -> str:
+    """Name the call that a request makes, as faults name it."""
+    if path.startswith("/v2/catalog/gpus"):
+        return "offers"
+    one = re.fullmatch(r"/v2/pods/[^/]+", path) is not None
+    return {
+        ("GET", False): "list",
+        ("POST", False): "create",
+        ("GET", True): "get",
+        ("DELETE", True): "terminate",
+    }.get((method, one), "other")
+
+
+def execute(  # noqa: PLR0917
+    store: Store, account: Account, call: str, path: str, body: Any, own: Pod | None, ignore: bool
+) -> tuple[int, Any]:
+    """Do what a request asks for; return status and body.
+
+    Raises:
+        ProblemError: with the status that says why not.
+    """
+    id = path.rpartition("/")[2]  # noqa: A001
+    if own and (call not in ("get", "terminate") or own.has("no-power")):
+        raise ProblemError(401, "missing or invalid bearer token")
+    if call == "offers":
+        return 200, {"gpus": [_gpu(each) for each in GPUS]}
+    if call == "list":
+        return 200, {"pods": [view(store, pod) for pod in store.listed(account)]}
+    if call == "create":
+        try:
+            return 201, view(store, store.create(account, _spec(body)))
+        except RefusedError as error:
+            raise ProblemError(402 if "balance" in str(error) else 400, str(error)) from None
+    pod = store.find(account, id)
+    if call == "get" and pod:
+        return 200, view(store, pod)
+    if call == "terminate" and pod:
+        if not ignore:
+            store.terminate(account, id)
+        return 204, None
+    raise ProblemError(404, "pod not found")
+
+
+def _spec(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict) or not isinstance(body.get("gpu"), dict):
+        raise ProblemError(422, "Request validation failed: gpu is required")
+    if unknown := (body.keys() - CREATE) | (body["gpu"].keys() - GPU):
+        raise ProblemError(422, f"Request validation failed: unknown {sorted(unknown)[0]}")
+    if not body.get("name") or not body.get("image"):
+        raise ProblemError(422, "Request validation failed: name and image are required")
+    gpu = body["gpu"]
+    return {
+        "name": body["name"],
+        "image": body["image"],
+        "gpu": gpu["id"],
+        "gpus": gpu.get("count", 1),
+        "cloud": body.get("cloud", "SECURE"),
+        "disk": body.get("disk", 50),
+        "env": body.get("env", {}),
+        "start": body.get("args", ""),
+        "ports": body.get("ports", []),
+        "ssh": body.get("startSsh", False),
+        "cuda": gpu.get("allowedCudaVersions") or [gpu.get("minCudaVersion", "0.0")],
+        "memory": 1,
+    }
+
+
+def view(store: Store, pod: Pod) -> dict[str, Any]:
+    """Describe a pod."""
+    spec, up = pod.spec, pod.is_up
+    published = up and pod.port is not None and not pod.has("no-port")
+    user = f"{pod.id}-6441{pod.machine[:4]}"
+    direct = {
+        "host": "127.0.0.1",
+        "port": pod.port,
+        "username": "root",
+        "command": f"ssh root@127.0.0.1 -p {pod.port}",
+    }
+    port = {"private": 22, "public": pod.port, "type": "tcp", "ip": "127.0.0.1"}
+    return {
+        "id": pod.id,
+        "name": spec["name"],
+        "status": "RUNNING" if up else "STARTING",
+        "actions": ["stop", "restart", "terminate"] if up else ["terminate"],
+        "image": spec["image"],
+        "args": spec["start"],
+        "disk": spec["disk"],
+        "mounts": {},
+        "ports": spec["ports"],
+        "env": spec["env"],
+        "registry": None,
+        "gpu": {"id": spec["gpu"], "count": spec["gpus"]},
+        "cloud": "COMMUNITY" if spec["cloud"] == "COMMUNITY" else "SECURE",
+        "dataCenterId": "EU-RO-1",
+        "cudaVersion": "13.0",
+        "ssh": {
+            "proxy": {
+                "host": "ssh.runpod.io",
+                "port": 22,
+                "username": user,
+                "command": f"ssh {user}@ssh.runpod.io",
+            },
+            "direct": direct if published else None,
+        },
+        "template": None,
+        "cost": pod.rate,
+        "locked": False,
+        "globalNetworking": {"enabled": False},
+        "runtime": {
+            "uptime": int(store.clock() - (pod.born or 0)),
+            "ports": [port] if published else [],
+        }
+        if up
+        else None,
+        "createdAt": _time(pod.created),
+        "startedAt": _time(pod.born) if pod.born else None,
+    }
+
+
+def _gpu(id: str) -> dict[str, Any]:  # noqa: A002
+    memory, secure, community = GPUS[id]
+    return {
+        "id": id,
+        "name": id.removeprefix("NVIDIA "),
+        "pool": None,
+        "manufacturer": "NVIDIA",
+        "memory": memory,
+        "secure": True,
+        "community": community is not None,
+        "price": {"secure": secure, "community": community or 0},
+        "maxCount": {"secure": 8, "community": 8 if community else 0},
+        "availability": "HIGH",
+    }
+
+
+def _time(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,141 @@
+"""The controller is killed at every point, or interrupted: a plain rerun ends as if nothing was."""
+
+import os
+import signal
+
+import pytest
+from executor_rig import wait_until
+
+from snakemake_executor_plugin_runpod.failpoints import VARIABLE, Failpoint
+
+slow = pytest.mark.slow
+FAST = {Failpoint.POLLING}
+
+
+@pytest.mark.parametrize(
+    "point", [p if p in FAST else pytest.param(p, marks=slow) for p in Failpoint]
+)
+def test_48_to_57_the_controller_is_killed(project, undisturbed, point):
+    said = project(**{VARIABLE: str(point)})
+    assert said.code == -signal.SIGKILL, f"{point} was never reached: {said.text[-3000:]}"
+    said = project()
+    project.ends_like(undisturbed, said, pods=1)
+    again = project("-n")
+    assert "Nothing to be done" in again.text
+
+
+@slow
+@pytest.mark.parametrize("point", [Failpoint.AFTER_CREATE, Failpoint.AFTER_RENAME])
+def test_65_an_error_in_the_plugin_leaves_no_pod(project, point):
+    said = project(**{VARIABLE: f"{point}!"})
+    assert said.code == 1
+    assert f"failpoint {point}" in said.text
+    assert not project.account.alive
+
+
+def _running(project, *more, **environment):
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 1.5}}')
+    run = project.start("--configfile", str(overlay), *more, **environment)
+    wait_until(lambda: '"phase": "running"' in _ledger(project))
+    return run
+
+
+def _ledger(project):
+    path = project.folder / ".snakemake/runpod/ledger.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+@slow
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGHUP"])
+def test_58_an_interrupt_ends_all_pods(project, undisturbed, sign):
+    run = _running(project)
+    os.kill(run.pid, getattr(signal, sign))
+    said = project.finish(run)
+    assert said.code == 1
+    assert "interrupted: ending all pods" in said.text
+    assert not project.account.alive
+    project.ends_like(undisturbed, project())
+
+
+@slow
+def test_58_a_second_interrupt_ends_the_run_at_once(project, undisturbed):
+    project.account.change(faults=[{"on": "terminate", "kind": "slow", "value": 20, "times": 1}])
+    run = _running(project, "--runpod-grace", "0.2", SNAKEMAKE_RUNPOD_TIME_SCALE="1")
+    os.kill(run.pid, signal.SIGINT)
+    wait_until(lambda: project.account.calls.get("terminate"))
+    os.kill(run.pid, signal.SIGINT)
+    said = project.finish(run)
+    (pod,) = project.account.pods
+    assert f"pod {pod['id']} may be alive" in said.text
+    assert "reap" in said.text
+    project.ends_like(undisturbed, project())
+
+
+@slow
+def test_58_sigterm_lets_running_jobs_end_and_starts_no_more(project):
+    run = _running(project)
+    os.kill(run.pid, signal.SIGTERM)
+    said = project.finish(run)
+    assert said.code == 1
+    assert "Will exit after finishing currently running jobs" in said.text
+    assert (project.folder / "counts/alpha/02.json").is_file()
+    assert not (project.folder / "report.json").exists()
+    assert not project.account.alive
+
+
+@slow
+def test_58_detached_pods_work_on_and_are_taken_over(project, undisturbed):
+    run = _running(project, "--runpod-on-interrupt", "detach")
+    os.kill(run.pid, signal.SIGINT)
+    said = project.finish(run)
+    (pod,) = project.account.alive
+    assert f"pod {pod['id']} works on: run again to take over" in said.text
+    said = project("--configfile", str(project.folder / "slow.json"))
+    project.ends_like(undisturbed, said, pods=1)
+    assert f"taking over pod {pod['id']}" in said.text
+
+
+@slow
+def test_59_a_second_controller_stops_and_names_the_first(project, undisturbed):
+    run = _running(project)
+    second = project()
+    assert second.code == 1
+    assert f"the pods of this folder are in use by process {run.pid} on " in second.text
+    said = project.finish(run)
+    project.ends_like(undisturbed, said, pods=1)
+
+
+@slow
+def test_60_two_folders_leave_each_others_pods_alone(project, undisturbed, tmp_path, emulator):
+    from executor_rig import Project
+
+    other = Project(tmp_path / "other", emulator)
+    other.account = project.account
+    run = _running(project)
+    said = other()
+    assert said.code == 0, said.text
+    said = project.finish(run)
+    project.ends_like(undisturbed, said, pods=2)
+
+
+@slow
+def test_a_changed_job_is_not_taken_over(project):
+    run = _running(project)
+    run.kill()
+    run.communicate()
+    wordlib = project.folder / "src/wordlib/__init__.py"
+    wordlib.write_text(wordlib.read_text().replace("abc", "bca", 1))
+    said = project()
+    assert said.code == 0, said.text
+    assert "computes something else by now" in said.text
+    assert len(project.account.pods) == 2
+
+
+def test_every_failpoint_is_exercised():
+    """The parametrised test above takes them from the enum itself."""
+    marks = [
+        m for m in test_48_to_57_the_controller_is_killed.pytestmark if m.name == "parametrize"
+    ]
+    listed = {getattr(p, "values", (p,))[0] for p in marks[0].args[1]}
+    assert listed == set(Failpoint)

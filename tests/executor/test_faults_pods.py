@@ -1,0 +1,111 @@
+"""Faults of pods that are at work: what was finished stays, the rest is made again elsewhere."""
+
+import pytest
+from executor_rig import wait_until
+
+slow = pytest.mark.slow
+ROOT = ".snakemake-runpod/jobs/*/root"
+
+DEATHS = {
+    "24 boot": {"after": 0},
+    "25 upload": {"at": r'agent\.py" put', "bytes": 1000},
+    "26 download": {"file": f"{ROOT}/phase-download"},
+    "27 load": {"file": f"{ROOT}/phase-load"},
+    "28 forward pass": {"file": f"{ROOT}/counts/alpha/01.json"},
+    "29 transfer": {"at": r'agent\.py" get', "bytes": 100},
+}
+
+
+@pytest.mark.parametrize(
+    "death",
+    [d if d.startswith("28") else pytest.param(d, marks=slow) for d in DEATHS],
+)
+def test_24_to_29_the_pod_dies(project, undisturbed, death):
+    project.account.change(faults=[{"on": "pod", "kind": "die", **DEATHS[death]}])
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 0.3}}')
+    said = project("--configfile", str(overlay))
+    project.ends_like(undisturbed, said, pods=2)
+    assert "trying another pod" in said.text
+
+
+@slow
+def test_28_finished_parts_come_home_while_the_job_works(project, undisturbed):
+    """Of three parts two are here when the pod dies; the third alone is made again."""
+    fault = {"kind": "die", "file": f"{ROOT}/counts/alpha/02.json"}
+    project.account.change(faults=[{"on": "pod", **fault}])
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 2.5}}')
+    said = project("--configfile", str(overlay))
+    project.ends_like(undisturbed, said, pods=2)
+    assert "finished files are here" in said.text
+    assert "part 0 is there\npart 1 is there\npart 2 was made" in project.log()
+
+
+@slow
+def test_a_pod_that_dies_again_and_again_fails_the_job(project):
+    project.account.change(faults=[{"on": "pod", "kind": "die", "after": 0.5, "times": 99}])
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 60}}')
+    said = project("--configfile", str(overlay), "--runpod-restarts", "1")
+    assert said.code == 1
+    assert "it was tried often enough" in said.text
+    assert len(project.account.pods) == 2
+    assert not project.account.alive
+
+
+@slow
+def test_32_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
+    """The rule's `runtime` is a minute here, and a minute is short."""
+    snakefile = project.folder / "Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("runtime=10,", "runtime=0.05,"))
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 60}}')
+    said = project("--configfile", str(overlay))
+    assert said.code == 1
+    assert not project.account.alive
+
+
+@slow
+def test_34_a_job_whose_process_was_killed_gets_more_memory(project, undisturbed):
+    script = project.folder / "count.py"
+    kill = "if not os.environ.get('RUNPOD_STEPS'):\n    os.kill(os.getpid(), 9)\n"
+    script.write_text(script.read_text().replace("\ntext = ", f"\n{kill}\ntext = "))
+    said = project()
+    project.ends_like(undisturbed, said, pods=2)
+    first, second = project.account.pods
+    assert second["spec"]["memory"] > first["spec"]["memory"] or "--runpod-api" not in said.text
+    assert "steps more memory after 64 GB" in project.log()
+
+
+@slow
+def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
+    count = {
+        "fail": "1",
+        "message": "torch.OutOfMemoryError: CUDA out of memory.",
+        "touch": "NVIDIA L40S",
+    }
+    overlay = project.folder / "large.json"
+    import json
+
+    overlay.write_text(json.dumps({"count": count, "vram_gb": 20}))
+    said = project("--configfile", str(overlay))
+    project.ends_like(undisturbed, said, pods=2)
+    assert [pod["gpu"] for pod in project.account.pods] == ["NVIDIA RTX A5000", "NVIDIA L40S"]
+    assert "steps more vram after 24 GB" in project.log()
+    assert "part 0 is there" in project.log()
+
+
+@slow
+def test_a_frozen_pod_is_left_for_another(project, undisturbed):
+    """It answers nothing any more, although the API lists it."""
+    overlay = project.folder / "slow.json"
+    overlay.write_text('{"count": {"seconds": 0.5}}')
+    fault = {"kind": "stall", "at": r'agent\.py" poll', "value": 600, "times": 99, "bytes": 1}
+    project.account.change(faults=[{"on": "pod", "times": 1} | fault | {"skip": 0}])
+    run = project.start("--configfile", str(overlay))
+    said = project.finish(run, timeout=120)
+    assert said.code == 0, said.text
+    assert project.digests() == undisturbed.digests()
+    assert "no contact" in said.text
+    wait_until(lambda: not project.account.alive)

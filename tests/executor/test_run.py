@@ -1,0 +1,135 @@
+"""A whole run by the literal `snakemake --profile runpod`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def test_a_run_ends_with_results_at_home_and_no_pod(undisturbed):
+    made = undisturbed.digests()
+    assert set(made) == {"report.json", *(f"counts/alpha/0{n}.json" for n in range(3))}
+    found = undisturbed.account.change()
+    assert not found["alive"]
+    assert len(found["pods"]) == 1
+    assert found["calls"]["create"] == 1
+    assert not undisturbed.leftovers()
+    assert (undisturbed.folder / "logs/alpha.tsv").read_text().startswith("s\t")
+
+
+def test_the_jobs_process_knows_its_pod_and_its_price(undisturbed):
+    (pod,) = undisturbed.account.pods
+    assert f"pod {pod['id']} at {pod['rate']:g}" in undisturbed.log()
+
+
+def test_the_estimate_equals_the_bill_within_five_percent(undisturbed):
+    spent = undisturbed.said.text.rpartition("total $")[2].split()[0]
+    leases = [e for e in undisturbed.ledger() if e["event"] in ("intent", "terminating")]
+    seconds = leases[1]["time"] - leases[0]["time"]
+    (pod,) = undisturbed.account.pods
+    assert seconds == pytest.approx(pod["seconds"], rel=0.05)
+    assert float(spent) == pytest.approx(undisturbed.account.bill, rel=0.05, abs=1e-4)
+
+
+def test_nothing_to_be_done_rents_nothing_and_needs_no_key(undisturbed):
+    before = undisturbed.account.calls
+    said = undisturbed(RUNPOD_API_KEY="")
+    assert said.code == 0, said.text
+    assert "Nothing to be done" in said.text
+    assert undisturbed.account.calls == before
+
+
+def test_only_the_missing_part_is_made_and_the_others_are_not_sent_back(project, undisturbed):
+    said = project()
+    assert said.code == 0
+    part = project.folder / "counts/alpha/01.json"
+    kept = project.folder / "counts/alpha/00.json"
+    before = kept.stat().st_ino
+    part.unlink()
+    said = project()
+    project.ends_like(undisturbed, said, pods=2)
+    assert "part 0 is there" in project.log()
+    assert "part 1 was made" in project.log()
+    assert kept.stat().st_ino == before
+
+
+@pytest.mark.slow
+def test_results_in_another_folder(project, undisturbed):
+    said = project("--directory", "elsewhere/deep", "--configfile", "config.yaml")
+    assert said.code == 0, said.text
+    made = project.folder / "elsewhere/deep"
+    for name in ("report.json", "counts/alpha/00.json", "logs/alpha.log"):
+        assert (made / name).is_file()
+    assert (made / "report.json").read_bytes() == (undisturbed.folder / "report.json").read_bytes()
+    assert not project.account.alive
+
+
+@pytest.mark.slow
+def test_settings_outside_of_the_repository_travel_at_their_relative_place(project, tmp_path):
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text(json.dumps({"texts": ["beta", "gamma"], "parts": 2}))
+    said = project("--configfile", str(overlay))
+    assert said.code == 0, said.text
+    assert (project.folder / "counts/gamma/01.json").is_file()
+    assert len(project.account.pods) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["sdk", "rest-v2"])
+def test_either_transport(project, undisturbed, transport):
+    said = project("--runpod-api", transport)
+    project.ends_like(undisturbed, said, pods=1)
+
+
+@pytest.mark.slow
+def test_a_retired_api_is_left_for_the_new_one(project, undisturbed):
+    project.account.change(retired=True)
+    said = project()
+    project.ends_like(undisturbed, said, pods=1)
+
+
+@pytest.mark.slow
+def test_several_jobs_at_a_time_share_the_listings(project):
+    texts = ["alpha", "beta", "gamma", "delta"]
+    said = project("--config", f"texts={json.dumps(texts)}")
+    assert said.code == 0, said.text
+    found = project.account.change()
+    assert len(found["pods"]) == 4
+    assert found["peak"] > 1
+    assert not found["alive"]
+
+
+@pytest.mark.slow
+def test_never_more_pods_than_allowed(project):
+    texts = ["alpha", "beta", "gamma"]
+    said = project("--config", f"texts={json.dumps(texts)}", "--runpod-max-pods", "1")
+    assert said.code == 0, said.text
+    assert len(project.account.pods) == 3
+    assert project.account.peak <= 2  # one that works, and one that is being ended
+
+
+@pytest.mark.slow
+def test_a_failed_job_brings_its_log_and_what_it_had_finished(project, undisturbed):
+    project.variables["PROBE"] = "1"
+    overlay = project.folder / "failing.json"
+    overlay.write_text(json.dumps({"count": {"fail": "2", "message": "no such letter"}}))
+    said = project("--configfile", str(overlay))
+    assert said.code == 1
+    assert "part 2 failed: no such letter" in said.text
+    assert (project.folder / "counts/alpha/01.json").is_file()
+    assert not (project.folder / "counts/alpha/02.json").exists()
+    assert "no such letter" in project.log()
+    assert not project.account.alive
+    said = project("--configfile", "config.yaml")
+    project.ends_like(undisturbed, said, pods=2)
+    assert "part 0 is there" in project.log()
+
+
+def test_importing_the_plugin_imports_nothing_heavy():
+    code = (
+        "import snakemake_executor_plugin_runpod, sys;"
+        "print(sorted({'runpod', 'torch', 'asyncssh', 'httpx', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
