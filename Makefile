@@ -6,8 +6,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo check lint types test test-all format constraints clean
+.PHONY: install demo check lint types test test-slow test-all format constraints clean
 
 install: $(INSTALLED)
 
@@ -34,10 +35,12 @@ types: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu'
 
-test-all: install
-	$(BIN)/python -m pytest -m 'not gpu'
+test-slow: install
+	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not gpu'
+
+test-all: test test-slow
 
 format: install
 	$(BIN)/ruff format src scripts tests benchmarks

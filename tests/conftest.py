@@ -16,6 +16,16 @@ import yaml
 from slice import ROOT, VERDICTS, Slice, build
 
 
+SHARED = {"demo", "undisturbed", "emulator"}
+"""Fixtures that take long to make: all tests that use one run in the same process."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if shared := SHARED.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(min(shared)))
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> Slice:
     """The slice, run once to its end; tests copy it and never change it."""

@@ -34,7 +34,7 @@ def _passing(error: BaseException) -> bool:
 
 _retry = tenacity.retry(
     retry=tenacity.retry_if_exception(_passing),
-    wait=tenacity.wait_exponential_jitter(initial=0.5, max=30),
+    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=30),
     stop=tenacity.stop_after_attempt(ATTEMPTS),
     reraise=True,
 )

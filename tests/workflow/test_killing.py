@@ -112,7 +112,7 @@ def test_the_worker_of_a_killed_controller_ends_by_itself(fresh):
     time.sleep(1)
     run.kill()
     run.wait()
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
 
 
