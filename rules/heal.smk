@@ -13,6 +13,7 @@ from snakemake.persistence.file import FilePersistence
 from moe_outliers import checks, owner
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.files import PART
+from moe_outliers.job import announce
 
 state = Path(".snakemake/moe-outliers")
 say = partial(print, file=sys.stderr, flush=True)
@@ -89,6 +90,7 @@ def remove_damaged():
                 path.with_suffix(".json").unlink(missing_ok=True)
 
 
+announce()
 if workflow.is_main_process:
     claimed, who = owner.claim(state / "owner")
     if claimed is None:

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from slice import ROOT, VERDICTS, Slice, build
 
-
 SHARED = {"demo", "undisturbed", "emulator"}
 """Fixtures that take long to make: all tests that use one run in the same process."""
 

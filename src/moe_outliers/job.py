@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ DIGESTS = Path("results/.digests")
 
 LEFT_OUT = frozenset({".snakemake_timestamp"})
 """Snakemake writes these into a directory after the job."""
+
+CONTROLLER = "MOE_OUTLIERS_CONTROLLER"
+"""The variable that holds the process id of the Snakemake process that starts the scripts."""
 
 ORPHANED_S = 0.2
 """How often a script looks whether the program that started it still lives."""
@@ -61,15 +65,25 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
         raise SystemExit(1) from None
 
 
+def announce() -> None:
+    """Tell all processes that this one starts that it is their controller."""
+    os.environ[CONTROLLER] = str(os.getpid())
+
+
 def end_with_controller() -> None:
-    """Watch the nearest Snakemake process above this one, and end this one when it is gone."""
-    controller = next((p for p in psutil.Process().parents() if _is_snakemake(p)), None)
-    if controller is None:
+    """Watch the process that has announced itself, and end this one when it is gone.
+
+    A parent would not do: whoever is orphaned before it looks has another one.
+    """
+    pid = int(os.environ.get(CONTROLLER, "0"))
+    if not pid:
         return
 
     def watch() -> None:
-        while controller.is_running() and controller.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(ORPHANED_S)
+        with suppress(psutil.NoSuchProcess):
+            controller = psutil.Process(pid)
+            while controller.is_running() and controller.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(ORPHANED_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -91,10 +105,3 @@ def digest(product: str | Path, sha256: Callable[[Path], str] = files.sha256) ->
     """Hash a file, or a directory by the files in it."""
     path = Path(product)
     return files.tree_sha256(path, LEFT_OUT, sha256) if path.is_dir() else sha256(path)
-
-
-def _is_snakemake(process: psutil.Process) -> bool:
-    try:
-        return any("snakemake" in Path(word).name for word in process.cmdline()[:4])
-    except psutil.Error:
-        return False
