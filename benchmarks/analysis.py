@@ -2,14 +2,16 @@
 
 Draws statistics files at the true widths, depths, experts and 2,048 positions of the models of
 config/models.tsv, 16 sequences each, with planted outliers, as if they had just been verified. Then
-runs the real workflow on them on two cores: six models first, then the sweep of all seven, so that
-the second run shows what one further model costs. Memory is that of all processes together.
+runs the real workflow on them on two cores: six models to tables first, then all seven, so that the
+second run shows what one further model costs; then all figures; and at last tables and figures of
+all seven from nothing. Memory is that of all processes together.
 
     python benchmarks/analysis.py [scratch folder]
 """
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,8 @@ PLANTS = [
     *(Plant(100 + i, "band", 0.4, size=15) for i in range(20)),
     *(Plant(300 + i, "random", 0.35, size=9, coverage=0.2) for i in range(200)),
 ]
-TARGET = "results/tables/summary.json"
+TABLES, FIGURES = "results/tables/summary.json", "results/figures"
+ANALYSES = ("metrics", "bootstrap", "comparison", "validate", "tables", "plots", "figures")
 
 
 def fabricate(found: sweep.Sweep, model: str) -> int:
@@ -83,10 +86,10 @@ def _product(name: str, write) -> None:
     job.record(name)
 
 
-def run(folder: Path, models: list[str]) -> str:
-    """Run the workflow to its tables; say how long it took, of wall and of CPU, and its memory."""
+def run(folder: Path, models: list[str], target: str = TABLES) -> str:
+    """Run the workflow to a target; say how long it took, of wall and of CPU, and its memory."""
     command = [sys.executable, "-m", "snakemake", "--quiet", "all", "--cores", "2"]
-    command += ["--directory", str(folder), "--config", f"models={','.join(models)}", "--", TARGET]
+    command += ["--directory", str(folder), "--config", f"models={','.join(models)}", "--", target]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     peak, over = [0.0], threading.Event()
     with subprocess.Popen(
@@ -131,6 +134,10 @@ def main() -> None:
             print(f"drawn: {model}, {sizes[model] / 1e6:.0f} MB, {took:.0f} s", flush=True)
         *six, last = sizes
         first, again = run(folder, six), run(folder, [*six, last])
+        figures = run(folder, list(sizes), FIGURES)
+        for made in ANALYSES:
+            shutil.rmtree(folder / "results" / made, ignore_errors=True)
+        whole = run(folder, list(sizes), FIGURES)
         jobs = {}
         for model in sizes:
             told = (folder / f"logs/metrics/{model}.benchmark.tsv").read_text().split("\n")
@@ -140,6 +147,8 @@ def main() -> None:
             print(f"| {model} | {sizes[model] / 1e6:.0f} | {told['s']} | {told['max_rss']} |")
         print(f"six models to tables: {first}")
         print(f"one further model ({last}): {again}")
+        print(f"figures of all seven: {figures}")
+        print(f"all seven, tables and figures from nothing: {whole}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 writes a random checkpoint at true shape to memory disk, runs each part, prints one table and writes
 JSON. `--device cpu --miniature` does the same in small. Parts:
 
-    streamed   the engine, twice in a process; peak memory
+    streamed   the engine, twice in a process; peak memory; bytes of activations and of statistics
     small      the engine within 24 GB of device memory
     floors     bandwidth of the source, of the copy to the device, rate of matrix products
     resident   from_pretrained, the forward pass alone, with the statistics by kernels and in torch,
@@ -188,6 +188,11 @@ class Bench:
         self.peak("streamed")
         self.note("streamed_repeats", one == two)
         self.streamed_statistics = two
+        self.note("sequence_s", seconds / len(self.ids))
+        sites = 2 * self.config["num_hidden_layers"]
+        activations = self.ids.size * sites * self.config["hidden_size"] * 2  # bfloat16
+        self.note("activations_mb", activations / 1e6)
+        self.note("statistics_mb", sum(map(len, two.values())) / 1e6)  # before compression
 
     def stream(self) -> Any:
         with closing(self.source()) as source:
