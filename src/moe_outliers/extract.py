@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,16 @@ import numpy as np
 import torch
 import transformers
 
-from moe_outliers import engine, files, parquet, receipts, statistics, tokenize, versions
+from moe_outliers import (
+    engine,
+    files,
+    parquet,
+    receipts,
+    reducers,
+    statistics,
+    tokenize,
+    versions,
+)
 from moe_outliers.checkpoint import digest
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.receipts import Pair
@@ -99,7 +107,7 @@ def environment(device: str) -> dict[str, str]:
         "cuda": cuda or "none",
     }
     if device == "cuda":
-        there = find_spec("triton") is not None
+        there = reducers.usable(torch.device(device))
         here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
     return here
 

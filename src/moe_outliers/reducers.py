@@ -6,9 +6,11 @@ depend on what is held with it.
 """
 
 import importlib.util
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -67,9 +69,42 @@ def reducer(
         kernels: by kernels; None: where they can be used.
     """
     if kernels is None:
-        there = importlib.util.find_spec("triton") is not None
-        kernels = KERNELS and delimiter.is_cuda and there and len(alphas) <= MOST_ALPHAS
+        kernels = len(alphas) <= MOST_ALPHAS and usable(delimiter.device)
     return (Batched if kernels else Immediate)(keep, delimiter, alphas, family)
+
+
+def usable(device: torch.device) -> bool:
+    """Tell whether kernels can be used on a device: a GPU with Triton, where they are right."""
+    there = importlib.util.find_spec("triton") is not None
+    return KERNELS and device.type == "cuda" and there and agree(str(device))
+
+
+@cache
+def agree(device: str) -> bool:
+    """Reduce small random activations on a device by kernels and in plain torch, and compare.
+
+    A driver or a Triton on which the kernels do not compile, or count wrongly, costs time, not a
+    result: plain torch is used there.
+    """
+    random = torch.Generator().manual_seed(0)
+    h = (torch.randn((70, 96), generator=random) * 4).bfloat16().to(device)
+    delimiter = torch.zeros((1, 70), dtype=torch.bool, device=device)
+    delimiter[0, 4::7] = True
+    z = reduction.normalised(h, eps=1e-6, layer_norm=False)
+    alphas = [3.0, 6.0]
+    wanted = reduction.site(h, z, delimiter[0], alphas) | reduction.residual(h)
+    try:
+        from moe_outliers import fused
+
+        hits, limits = [torch.zeros_like(h, dtype=torch.bool)], torch.tensor(alphas, device=device)
+        how: Any = {"alphas": limits, "eps": 1e-6, "layer_norm": False}
+        found = fused.sites([h], [h], fused.kinds(delimiter), hits, **how) | fused.residuals([h])
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)
+    except Exception as error:  # whatever a compiler or a driver raises
+        logging.warning("the GPU kernels are not used on this machine: %s", error)
+        return False
+    return True
 
 
 KERNELS = True

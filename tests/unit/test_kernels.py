@@ -160,3 +160,13 @@ def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint
     sums = {"power_sum", "token_kurtosis", "int8_error", "router_entropy", "router_margin"}
     cut_off = {"union_count"} if DEVICE == "cpu" else set()
     assert differ <= sums | cut_off | {"z_max"}
+
+
+def test_kernels_that_are_wrong_or_do_not_compile_are_not_used(monkeypatch):
+    agree, right = reducers.agree.__wrapped__, fused.residuals
+    assert agree(DEVICE)
+    monkeypatch.setattr(fused, "residuals", lambda hs: {n: v + 1 for n, v in right(hs).items()})
+    assert not agree(DEVICE)
+    monkeypatch.setattr(fused, "residuals", right)
+    monkeypatch.setattr(fused.site_kernels, "site_rows", None)
+    assert not agree(DEVICE)
