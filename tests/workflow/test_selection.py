@@ -1,10 +1,12 @@
 """Which models a sweep has, and what stops it before anything is done."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from snake import ROOT, snakemake
+from snake import ROOT, Said, snakemake
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,15 @@ def test_one_row_more_adds_exactly_that_models_jobs(default_run, tmp_path):
     for_each_model = {rule for rule, n in default_run.jobs.items() if n == 7}
     assert {rule for rule, n in added.items() if n} == for_each_model
     assert {added[rule] for rule in for_each_model} == {1}
+
+
+def test_a_study_in_a_folder_of_its_own_needs_two_keys(tmp_path):
+    (tmp_path / "study.yaml").write_text("models: [1, 3]\nextract: {device: cpu}\n")
+    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory"]
+    words += [".", "--configfile", "study.yaml", "-n", "--quiet", "rules"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert Said(done.returncode, done.stdout + done.stderr).jobs["extract"] == 2, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml", ".snakemake"}
 
 
 @pytest.mark.parametrize(
