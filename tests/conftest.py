@@ -15,10 +15,11 @@ import pytest
 import yaml
 from slice import ROOT, VERDICTS, Slice, build
 
-SHARED = {"demo", "undisturbed", "emulator"}
+SHARED = {"demo", "undisturbed", "emulator", "analysed"}
 """Fixtures that take long to make: all tests that use one run in the same process."""
 
 
+@pytest.hookimpl(tryfirst=True)  # the scheduler of the processes reads the marks after it
 def pytest_collection_modifyitems(items):
     for item in items:
         if shared := SHARED.intersection(item.fixturenames):
