@@ -70,6 +70,8 @@ class Streamed:
             ValueError: if config.json or a header is not sound, or they do not fit each other.
         """
         self.device, self.options = torch.device(device), options or Options()
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.plan: list[str] = []
         self.waited_s = 0.0
         self._source = source
