@@ -14,17 +14,14 @@ from torch import Tensor
 SINK_FLASH = "lse_sinks"
 """Its name: transformers takes one with `flash` in it for a package to fetch."""
 
-VALIDATED = False
-"""Whether it takes the place of transformers' eager attention on a GPU.
-
-To be set when `benchmarks/engine.py --parts attention` has found it as close to a float32 reference
-as the eager one, for both kinds of layers; see docs/performance.md.
-"""
-
 
 def implementation(model_type: str, device: str) -> str | None:
-    """Name the attention that a family is run with on a device; None: transformers' choice."""
-    if model_type != "gpt_oss" or device != "cuda" or not VALIDATED:
+    """Name the attention that a family is run with on a device; None: transformers' choice.
+
+    For GPT-OSS that choice is the eager attention; `benchmarks/engine.py --parts attention` compares
+    both with a float32 reference, and docs/performance.md has the figures.
+    """
+    if model_type != "gpt_oss" or device != "cuda":
         return None
     transformers.AttentionInterface.register(SINK_FLASH, sink_flash)
     return SINK_FLASH

@@ -107,7 +107,7 @@ def environment(device: str) -> dict[str, str]:
         "cuda": cuda or "none",
     }
     if device == "cuda":
-        there = reducers.usable(torch.device(device))
+        there = reducers.usable(torch.device(device, 0))
         here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
     return here
 

@@ -7,14 +7,19 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Tensors on their way from a GPU to the host; those of the CPU stay where they are."""
+    """Tensors on their way from a GPU to the host; those of the CPU stay where they are.
+
+    Attributes:
+        under_way: there is something to finish.
+    """
 
     def __init__(self, store: dict[str, Tensor]) -> None:
         """Queue the copies of all tensors of a store, behind what the device has still to do."""
         self._store = store
         self._parts = {name: part for name, part in store.items() if part.is_cuda}
         self._hosts: dict[str, Tensor] = {}
-        if not self._parts:
+        self.under_way = bool(self._parts)
+        if not self.under_way:
             return
         sizes = [-(-part.nbytes // 8) * 8 for part in self._parts.values()]
         locked = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
@@ -22,11 +27,14 @@ class HostCopy:
         for (name, part), piece in pieces:
             host = piece[: part.nbytes].view(part.dtype).view(part.shape)
             self._hosts[name] = host.copy_(part, non_blocking=True)
-        self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._done.record()
 
     def finish(self) -> None:
-        """Put copies in pageable memory in their places; the locked memory is used again."""
-        if self._parts:
+        """Put copies in pageable memory in their places; the locked memory is used again.
+
+        Fresh pageable memory can cost more than the copy: let another thread do it.
+        """
+        if self.under_way:
             self._done.synchronize()
         self._store.update({name: host.clone() for name, host in self._hosts.items()})

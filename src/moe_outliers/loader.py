@@ -220,7 +220,7 @@ class _Chunk:
 
 
 def _event() -> Any:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
 
 def _stream() -> Any:

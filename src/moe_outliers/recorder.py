@@ -7,6 +7,7 @@ and feature for the unions.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ class Recorder:
         self._stores: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
         self._hit: dict[tuple[str, torch.device], Tensor] = {}
         self._pending: dict[int, list[dict[str, Tensor]]] = {}
-        self._moving: list[HostCopy] = []
+        self._experts: dict[int, list[tuple[int, dict[str, Tensor]]]] = defaultdict(list)
+        self._mover = ThreadPoolExecutor(1)
+        self._moving: list[Future[None]] = []
         self.gain: dict[int, Tensor] = {}
         self.offset: dict[int, Tensor] = {}
         self.norm_dtypes: set[str] = set()
@@ -81,6 +84,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._mover.shutdown()
 
     # -- what the hooks do ---------------------------------------------------------------------
 
@@ -118,6 +122,7 @@ class Recorder:
     def _flush(self) -> None:
         for one in self._reducers.values():
             one.flush()
+        self._keep_experts()
 
     def _on_block(self, block: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -169,13 +174,20 @@ class Recorder:
             for row, (sequence, kept) in enumerate(
                 zip(self.sequences, self._pending.pop(block), strict=True)
             ):
-                feature, position = kept["expert_max_feature"], kept["expert_max_position"]
-                at = total[row][position.clamp(min=0), feature.clamp(min=0)].float()
-                kept["expert_total"] = torch.where(feature < 0, 0.0, at)
-                values = {name: value[None] for name, value in kept.items()}
-                self._keep("moe", block, [sequence], values)
+                place = kept["expert_max_position"], kept["expert_max_feature"]
+                self._experts[block].append((sequence, kept | {"expert_total": total[row][place]}))
 
         return hook
+
+    def _keep_experts(self) -> None:
+        """Keep what the experts of several sequences wrote, each block's with few operations."""
+        while self._experts:
+            block, held = self._experts.popitem()
+            sequences, kept = zip(*held, strict=True)
+            values = {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
+            unpicked, total = values["expert_max_feature"] < 0, values["expert_total"].float()
+            values["expert_total"] = torch.where(unpicked, 0.0, total)
+            self._keep("moe", block, sequences, values)
 
     def loss(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
         """Take the final norm's output, (row, position, feature), of the current sequences."""
@@ -204,17 +216,14 @@ class Recorder:
     # -- what the engine takes -----------------------------------------------------------------
 
     def settle(self, block: int) -> None:
-        """Start to move what was kept of a block to the host, and end it for the block before.
+        """Start to move what was kept of a block to the host, while the next is computed.
 
-        All sequences must have been through the block. The computation never waits: the copy of one
-        block is under way while the next is computed.
+        All sequences must have been through the block.
         """
         self._flush()
-        moved = self._moving
         kept = [("site", 2 * block), ("site", 2 * block + 1), ("block", block), ("moe", block)]
-        self._moving = [HostCopy(self._stores[key]) for key in kept if key in self._stores]
-        for one in moved:
-            one.finish()
+        copies = [HostCopy(self._stores[key]) for key in kept if key in self._stores]
+        self._moving += [self._mover.submit(copy.finish) for copy in copies if copy.under_way]
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
@@ -224,7 +233,7 @@ class Recorder:
         """
         self._flush()
         while self._moving:
-            self._moving.pop().finish()
+            self._moving.pop().result()
         found: dict[str, list[Array]] = defaultdict(list)
         for _, store in sorted(self._stores.items(), key=lambda item: item[0][1]):
             for name, values in store.items():

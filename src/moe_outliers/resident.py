@@ -74,10 +74,12 @@ def run(
 ) -> Iterator[int]:
     """Run sequences through a loaded model.
 
-    Args: model: as `load` returns it. recorder: attached to the model; its `ids` are run. wanted:
-        rows of `recorder.ids` to run. micro_batch: sequences in one forward pass. Rows are grouped
-        by their place in `ids`, not in `wanted`, so
-            that a sequence has the same company whatever else is missing.
+    Args:
+        model: as `load` returns it.
+        recorder: attached to the model; its `ids` are run.
+        wanted: rows of `recorder.ids` to run.
+        micro_batch: sequences in one forward pass. Rows are grouped by their place in `ids`, not in
+            `wanted`, so that a sequence has the same company whatever else is missing.
         progress: takes a line from time to time.
 
     Yields:

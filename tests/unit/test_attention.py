@@ -56,10 +56,8 @@ def test_a_model_with_sinks_is_the_same_as_with_eager_attention(tiny_checkpoint)
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_not_used_before_it_was_validated_and_takes_no_mask():
-    assert attention.implementation("gpt_oss", "cuda") == (
-        attention.SINK_FLASH if attention.VALIDATED else None
-    )
+def test_it_is_used_for_sinks_on_a_gpu_alone_and_takes_no_mask():
+    assert attention.implementation("gpt_oss", "cuda") == attention.SINK_FLASH
     assert attention.implementation("gpt_oss", "cpu") is None
     assert attention.implementation("mixtral", "cuda") is None
     query, key, value, sinks = draw(4)
