@@ -18,8 +18,8 @@ SINK_FLASH = "lse_sinks"
 def implementation(model_type: str, device: str) -> str | None:
     """Name the attention that a family is run with on a device; None: transformers' choice.
 
-    For GPT-OSS that choice is the eager attention; `benchmarks/engine.py --parts attention` compares
-    both with a float32 reference, and docs/performance.md has the figures.
+    For GPT-OSS that choice is the eager attention. docs/performance.md has the errors of both,
+    against a float32 reference.
     """
     if model_type != "gpt_oss" or device != "cuda":
         return None

@@ -75,17 +75,18 @@ def read_table(path: Path, schemas: Path) -> dict[str, Row]:
 def select(chosen: Any, table: Mapping[str, Row], path: Path) -> dict[str, Row]:
     """Pick models of the table.
 
-    Args: chosen: slugs or numbers, as a list or separated by commas, or `all`. A number may come as
-        an
-            integer: 1 is 01.
+    Args:
+        chosen: slugs or numbers, as a list or separated by commas, or `all`. A number may come as
+            an integer: 1 is 01.
         table: all rows by slug.
         path: the table's path, for messages.
 
     Returns:
         The chosen rows by slug, in the order of the table, each once.
 
-    Raises: ValueError: on an unknown name, with the nearest one; on a model of the hub without a
-        revision.
+    Raises:
+        ValueError: on an unknown name, with the nearest one; on a model of the hub without a
+            revision.
     """
     names = [chosen] if isinstance(chosen, str | int) else chosen
     words = [word for name in names for word in str(name).replace(" ", "").split(",") if word]
