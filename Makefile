@@ -1,4 +1,5 @@
 # make demo       the whole pipeline on seven miniature models, on this CPU: figures and a report
+# make demo-runpod   the same, its extraction on emulated pods
 # make check      lint, types, tests: what .ci/run calls
 # make test-all   the slow tests too
 
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo check lint types test test-slow test-all format constraints clean
+.PHONY: install demo demo-runpod check lint types test test-slow test-all format constraints clean
 
 install: $(INSTALLED)
 
@@ -22,6 +23,13 @@ demo: install
 	$(BIN)/snakemake --directory demo --configfile config/demo.yaml --report report.html --report-after-run
 	@echo "figures:  demo/results/figures/"
 	@echo "report:   demo/results/report.html (and Snakemake's own: demo/report.html)"
+
+# The same on emulated pods: by the real executor and SSH, with nothing rented.
+demo-runpod: install
+	$(BIN)/python -m moe_outliers.miniatures demo/models
+	PYTHONPATH=tests $(BIN)/python -m emulator -- $(BIN)/snakemake --profile runpod --directory demo-runpod \
+	  --configfile config/demo.yaml
+	@echo "figures:  demo-runpod/results/figures/"
 
 check: lint types test
 
@@ -50,6 +58,8 @@ format: install
 constraints:
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --all-extras \
 	  pyproject.toml -o envs/constraints.txt
+	uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
+	  --generate-hashes --extra extract -c envs/constraints.txt pyproject.toml -o envs/worker.txt
 
 clean:
-	rm -rf $(VENV) demo logs .snakemake .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache

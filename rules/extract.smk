@@ -25,6 +25,7 @@ rule extract:
         min_memory_gb=column("min_memory_gb"),
         disk_gb=column("disk_gb"),
         download_gb=column("download_gb"),
+        hub=column("hub"),
     params:
         identity=column("identity"),
         device=config["extract"]["device"],

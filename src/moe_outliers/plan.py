@@ -16,20 +16,23 @@ MEMORY_GB = 16
 """Host memory: the weights only pass through it."""
 
 
-def needs(row: dict[str, Any]) -> dict[str, int]:
+def needs(row: dict[str, Any]) -> dict[str, int | str]:
     """Return the resources of a model's extraction, with layers streamed through one GPU.
 
     Args:
         row: the model's row of config/models.tsv.
 
-    Returns: vram_gb (two layers in bfloat16, and the overhead), gpus, disk_gb, min_memory_gb, and
-        download_gb.
+    Returns:
+        vram_gb (two layers in bfloat16, and the overhead), gpus, disk_gb, min_memory_gb,
+        download_gb, and hub (what is asked of the model hub, as REPOSITORY@REVISION, or empty).
     """
+    local = row["revision"] == "local"
     layer_gb = 2 * row["params_b"] / row["layers"]
     return {
         "gpus": 1,
         "vram_gb": math.ceil(2 * layer_gb + OVERHEAD_GB),
         "min_memory_gb": MEMORY_GB,
         "disk_gb": math.ceil(min(row["weights_gb"] * 1.1, SHARDS_GB)) + DISK_GB,
-        "download_gb": math.ceil(row["weights_gb"]),
+        "download_gb": 0 if local else math.ceil(row["weights_gb"]),
+        "hub": "" if local else f"{row['repo']}@{row['revision']}",
     }

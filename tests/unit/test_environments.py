@@ -42,6 +42,17 @@ def test_conda_files_list_the_requirements_with_their_pins():
         assert sorted(pip) == sorted(f"{name}=={PINS[name]}" for name in wanted)
 
 
+def test_a_pods_environment_has_what_extraction_needs_at_the_same_pins():
+    text = (ROOT / "envs/worker.txt").read_text()
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
+    wanted = _names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["extract"])
+    assert not wanted - set(pins)
+    listed = (ROOT / "envs/constraints.txt").read_text()
+    for name, pin in pins.items():
+        assert re.search(rf"^{re.escape(name)}=={re.escape(pin)}( ;|$)", listed, re.M), name
+    assert text.count("--hash=sha256:") >= len(pins)
+
+
 def test_the_workers_image_installs_this_project_with_its_pins():
     dockerfile = (ROOT / "envs/Dockerfile").read_text()
     assert '-c envs/constraints.txt ".[extract]"' in dockerfile
