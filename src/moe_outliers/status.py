@@ -21,7 +21,12 @@ STEPS = {
 
 LOG = "logs/extract/{model}.log"
 
-WHOLE = {"texts": "results/texts.parquet", "figures": "results/figures", "tables": "results/tables"}
+WHOLE = {
+    "texts": "results/texts.parquet",
+    "tables": "results/tables/summary.json",
+    "figures": "results/figures",
+    "report": "results/report.html",
+}
 """The products of all models together."""
 
 
