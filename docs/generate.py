@@ -61,11 +61,20 @@ def settings() -> str:
     return _text(rows)
 
 
+def guarantees() -> str:
+    """List every fault that a test injects, and what is promised."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from faults import table
+
+    return _text([table()])
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "variables": ("statistics-file.md", variables),
     "attributes": ("statistics-file.md", attributes),
     "families": ("families.md", families),
     "settings": ("runpod.md", settings),
+    "guarantees": ("guarantees.md", guarantees),
 }
 
 

@@ -78,6 +78,7 @@ def test_a_data_set_loads_offline_and_holds_the_tables_and_nothing_else(
     assert written == {"README.md", "summary.json", *(f"data/{name}.parquet" for name in tables)}
 
 
+@pytest.mark.fault(99)
 def test_a_file_that_is_no_table_is_not_published(demo, tmp_path):
     copy = demo.copy(tmp_path / "copy")
     (copy.folder / "results/tables/notes.csv").write_text("private\n")
