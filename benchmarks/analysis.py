@@ -9,6 +9,7 @@ all seven from nothing. Memory is that of all processes together.
     python benchmarks/analysis.py [scratch folder]
 """
 
+import argparse
 import os
 import resource
 import shutil
@@ -121,7 +122,12 @@ def _watch(pid: int, peak: list[float], over: threading.Event) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are drawn; by default temporary"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         found = sweep.load(folder, [], ROOT)
         os.chdir(folder)

@@ -6,6 +6,7 @@ of 6 MB, and times `snakemake -n` there, and with a copy of the workflow without
     python benchmarks/healing.py
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -78,6 +79,7 @@ def seconds(workflow: Path, folder: Path, *options: str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, bare = Path(name, "sweep"), Path(name, "bare")
         folder.mkdir()

@@ -128,6 +128,36 @@ def rocrate(
         typer.echo(f"{folder}: {crate.write(found, folder)} files")
 
 
+@export.command()
+def post(
+    folder: Annotated[Path, typer.Argument(help="Where the post goes; must not exist yet.")],
+    directory: Directory = Path(),
+    configfile: Overlays = None,
+    workflow: Workflow = None,
+) -> None:
+    """Write a post: Markdown and the figures, in the sentences of the report."""
+    from moe_outliers import post
+
+    found = _load(directory, configfile, workflow)
+    with _refusals():
+        typer.echo(f"{folder}: {post.write(found, folder)} files")
+
+
+@export.command()
+def dataset(
+    folder: Annotated[Path, typer.Argument(help="Where the data set goes; must not exist yet.")],
+    directory: Directory = Path(),
+    configfile: Overlays = None,
+    workflow: Workflow = None,
+) -> None:
+    """Write a data set in the form of the Hugging Face hub: the tables as parquet, and a card."""
+    from moe_outliers import dataset
+
+    found = _load(directory, configfile, workflow)
+    with _refusals():
+        typer.echo(f"{folder}: {dataset.write(found, folder)} files")
+
+
 def _table(found: dict[str, Any]) -> "RenderableType":
     """Draw a status: a row a model, a line for the sweep, the pods."""
     from rich.console import Group

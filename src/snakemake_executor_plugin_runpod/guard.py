@@ -13,13 +13,13 @@ from typing import Any
 
 
 def allowed(root: str) -> tuple[str, ...]:
-    """Return the folders below which everything may be read."""
+    """Return the folders below which everything may be read, wherever they lie."""
     home = os.path.expanduser("~")  # noqa: PTH111 - compared as text
     cache = os.environ.get("XDG_CACHE_HOME", f"{home}/.cache")
     python = {sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages()}
     python.add(site.getusersitepackages())
     system = {"/usr", "/lib", "/lib64", "/etc", "/proc", "/sys", "/dev", "/opt", "/run", "/var/lib"}
-    own = {root, cache, str(Path(__file__).resolve().parent), tempfile.gettempdir()}
+    own = {root, cache, str(Path(__file__).resolve().parent)}
     folders = {os.path.realpath(folder) for folder in python | system | own}
     return tuple(f"{folder}/" for folder in folders | python)
 
@@ -35,12 +35,10 @@ def guard(root: str) -> None:
             return
         path = os.path.normpath(Path.cwd() / os.fsdecode(arguments[0]))
         writes = bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        if writes or path.startswith(f"{root}/") or not os.path.isfile(path):  # noqa: PTH113
+        if writes or path.startswith(prefixes) or not os.path.isfile(path):  # noqa: PTH113
             return
-        old = (
-            path.startswith(f"{temporary}/") and path[len(temporary) + 1 :].split("/")[0] in before
-        )
-        if old or not path.startswith(prefixes):
+        inside = path.removeprefix(f"{temporary}/")
+        if inside == path or inside.split("/")[0] in before:
             raise FileNotFoundError(f"{path} would not be on the pod")
 
     sys.addaudithook(watch)

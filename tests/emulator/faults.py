@@ -27,7 +27,12 @@ class Fault:
     - `late-sshd`: sshd answers `value` seconds late
     - `price`: it costs `value` an hour; `gpu`: its driver shows `value`, a list of name and MiB
     - `cuda`: its driver supports CUDA `value`; `disk`: it has `value` GB free; `slow-network`
-    - `no-power`: its own key may end nothing
+    - `no-power`: its own key may end nothing; `stranger`: it says that it is another pod;
+      `bare`: no Python environment is ready on it
+    - `denied`: it knows the key only after `value` seconds; `noise`: its shell chatters
+    - `moves`: after `value` seconds sshd listens on another port; `new-key`: with another host key
+    - `banner` (silent, junk or hang), `throttle` (bytes a second), `blackhole` (after `bytes`): of
+      its first `times` connections
     - `die`, `drop`, `truncate`, `flip`, `stall`: when a command that matches `at` is run on it, or
       (`die` only) when a file that matches the glob `file` exists, or `after` seconds
 

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from emulator import pod as program
+from emulator.proxy import KINDS, Proxy
 from emulator.state import GPUS, Account, Pod, Store
 
 Entry = tuple[Account, Pod, Any, Connection]
@@ -106,6 +108,10 @@ class Host:
             "RUNPOD_API_BASE_URL": self.url,
             "SNAKEMAKE_RUNPOD_ENVIRONMENT": sys.prefix,
         }
+        if pod.has("bare"):
+            del env["SNAKEMAKE_RUNPOD_ENVIRONMENT"]
+        if pod.has("stranger"):
+            spec["env"] = spec["env"] | {"SNAKEMAKE_RUNPOD_POD": "snakemake-of-someone-else"}
         if slow:
             env["SLOW_NETWORK"] = str(slow.value)
         return {
@@ -131,7 +137,9 @@ class Host:
 
     def _hear(self, account: Account, pod: Pod, what: str, value: Any) -> None:
         if what == "port":
-            pod.port = value
+            fault = next((fault for fault in pod.faults if fault.kind in KINDS), None)
+            strike = partial(self._hear, account, pod, "fired", fault.kind) if fault else None
+            pod.port = Proxy(value, fault, strike).port if fault else value
         elif what == "fired":
             fault = next(f for f in account.faults if f.on == "pod" and f.kind == value)
             fault.fired += 1

@@ -18,6 +18,9 @@ from typing import Any
 import asyncssh
 import psutil
 
+LATER = ("denied", "moves", "new-key")
+"""Faults that change the SSH server after a while."""
+
 PDEATHSIG, SUBREAPER = 1, 36
 PIECE = 1 << 16
 
@@ -52,6 +55,11 @@ def kill_below(pid: int) -> None:
             time.sleep(0.005)
 
 
+def new_key() -> Any:
+    """Make a key of a host or a user."""
+    return asyncssh.generate_private_key("ssh-ed25519")
+
+
 class Pod:
     """One pod, from the start of its container."""
 
@@ -59,27 +67,20 @@ class Pod:
         self.home = Path(config["home"])
         self.env: dict[str, str] = config["env"]
         self.config, self.tell = config, tell
+        self.connections: set[Any] = set()
         self.faults: list[dict[str, Any]] = config["faults"]
 
     async def serve(self) -> None:
         """Start the container's command and the SSH server."""
         self.home.mkdir(parents=True, exist_ok=True)
-        key = asyncssh.generate_private_key("ssh-ed25519")
-        server = None
         if not self.config["openssh"]:
-            server = await asyncssh.listen(
-                "127.0.0.1",
-                self.config["port"] or 0,
-                server_host_keys=[key],
-                authorized_client_keys=asyncssh.import_authorized_keys(self.env["PUBLIC_KEY"]),
-                process_factory=self.handle,
-                allow_scp=True,
-                sftp_factory=lambda chan: asyncssh.SFTPServer(chan, chroot=str(self.home).encode()),
-                encoding=None,
-                keepalive_interval=0,
-                line_editor=False,
-            )
-            self.tell(("port", server.get_port()))
+            key, self.user = new_key(), self.env["PUBLIC_KEY"]
+            later = next((fault for fault in self.faults if fault["kind"] in LATER), None)
+            denied = later is not None and later["kind"] == "denied"
+            stranger = new_key().export_public_key().decode()
+            await self.listen(self.config["port"] or 0, key, stranger if denied else self.user)
+            if later is not None:
+                self.later = asyncio.ensure_future(self.change(later, key))
         else:
             from emulator.openssh import start
 
@@ -87,6 +88,33 @@ class Pod:
         if self.config["start"]:
             await self.spawn(self.config["start"], asyncio.subprocess.DEVNULL)
         await self.watch()
+
+    async def listen(self, port: int, key: Any, user: str) -> None:
+        """Start the SSH server with a host key, for the owner of a public key."""
+        self.server = await asyncssh.listen(
+            "127.0.0.1",
+            port,
+            server_host_keys=[key],
+            authorized_client_keys=asyncssh.import_authorized_keys(user),
+            process_factory=self.handle,
+            allow_scp=True,
+            sftp_factory=lambda chan: asyncssh.SFTPServer(chan, chroot=str(self.home).encode()),
+            encoding=None,
+            keepalive_interval=0,
+            line_editor=False,
+        )
+        self.tell(("port", self.server.get_port()))
+
+    async def change(self, fault: dict[str, Any], key: Any) -> None:
+        """Let sshd start again after a while: elsewhere, with another key, or knowing the user."""
+        await asyncio.sleep(fault["value"])
+        self.strike(fault)
+        port = 0 if fault["kind"] == "moves" else self.server.get_port()
+        self.server.close()
+        for connection in self.connections:
+            connection.abort()
+        await self.server.wait_closed()
+        await self.listen(port, new_key() if fault["kind"] == "new-key" else key, self.user)
 
     async def spawn(self, command: str, pipes: int) -> asyncio.subprocess.Process:
         """Start a command in the pod."""
@@ -136,6 +164,10 @@ class Pod:
     async def handle(self, session: Any) -> None:
         """Run one command of a login."""
         command = session.command or "exec bash -l"
+        self.connections.add(session.channel.get_connection())
+        if noise := next((fault for fault in self.faults if fault["kind"] == "noise"), None):
+            self.strike(noise)
+            session.stdout.write(b'\x1b[1mWelcome\x1b[0m \xff\xfe\r\n{"nonce": 1}\n' * 3)
         fault = self.fault_of(command)
         process = await self.spawn(command, asyncio.subprocess.PIPE)
         into = asyncio.ensure_future(self.feed(session, process, fault))

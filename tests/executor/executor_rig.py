@@ -50,6 +50,11 @@ class Project:
         shutil.copytree(PROJECT, folder, symlinks=True)
         self.commit()
 
+    def move(self, folder: Path) -> None:
+        """Move it elsewhere."""
+        shutil.move(self.folder, folder)
+        self.folder = folder
+
     def commit(self) -> None:
         """Let git know every file that is there now."""
         for words in (["init", "-q"], ["add", "-A"]):

@@ -10,6 +10,7 @@ slow = pytest.mark.slow
 TRANSPORTS = ["rest-v2", pytest.param("sdk", marks=slow)]
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_01_the_answer_to_create_is_lost_but_the_pod_exists(project, undisturbed, transport):
     project.account.change(faults=[{"on": "create", "kind": "lost"}])
@@ -19,6 +20,7 @@ def test_01_the_answer_to_create_is_lost_but_the_pod_exists(project, undisturbed
     assert "it is there" in said.text
 
 
+@pytest.mark.fault(2)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_02_create_answers_500_but_the_pod_exists(project, undisturbed, transport):
@@ -27,6 +29,7 @@ def test_02_create_answers_500_but_the_pod_exists(project, undisturbed, transpor
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(3)
 @slow
 def test_03_a_pod_that_turns_up_late_is_ended_on_sight(project, undisturbed):
     project.account.change(faults=[{"on": "create", "kind": "lost"}], lag=2.5)
@@ -35,6 +38,7 @@ def test_03_a_pod_that_turns_up_late_is_ended_on_sight(project, undisturbed):
     assert "is left over: ending it" in said.text
 
 
+@pytest.mark.fault(4)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_04_create_answers_5xx_and_there_is_no_pod(project, undisturbed, transport):
@@ -43,6 +47,7 @@ def test_04_create_answers_5xx_and_there_is_no_pod(project, undisturbed, transpo
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(5)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_05_a_kind_of_gpu_that_is_not_free_is_passed_over(project, undisturbed, transport):
@@ -53,6 +58,7 @@ def test_05_a_kind_of_gpu_that_is_not_free_is_passed_over(project, undisturbed, 
     assert project.account.calls["create"] == 3
 
 
+@pytest.mark.fault(6)
 @slow
 def test_06_no_gpu_is_free_until_patience_ends(project):
     project.account.change(faults=[{"on": "create", "kind": "error", "value": "x", "times": 0}])
@@ -65,6 +71,7 @@ def test_06_no_gpu_is_free_until_patience_ends(project):
     assert project.account.bill == 0
 
 
+@pytest.mark.fault(7, 8)
 @slow
 @pytest.mark.parametrize("kind", ["null", "html"])
 def test_07_08_answers_that_make_no_sense_are_asked_for_again(project, undisturbed, kind):
@@ -74,6 +81,7 @@ def test_07_08_answers_that_make_no_sense_are_asked_for_again(project, undisturb
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(9)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("wait", [None, 0.5])
@@ -85,6 +93,7 @@ def test_09_too_many_requests(project, undisturbed, transport, wait):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(10)
 @slow
 def test_10_no_key_is_said_before_any_job_runs(project, tmp_path):
     said = project(RUNPOD_API_KEY="", HOME=str(tmp_path))
@@ -94,6 +103,7 @@ def test_10_no_key_is_said_before_any_job_runs(project, tmp_path):
     assert not project.account.calls
 
 
+@pytest.mark.fault(11)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_11_a_wrong_key_is_said_before_any_job_runs(project, transport):
@@ -103,6 +113,7 @@ def test_11_a_wrong_key_is_said_before_any_job_runs(project, transport):
     assert "localrule text" not in said.text
 
 
+@pytest.mark.fault(11)
 @slow
 def test_11_a_key_that_is_revoked_during_a_run(project, undisturbed):
     """The results come home all the same, the pods are named, and end themselves."""
@@ -122,6 +133,7 @@ def test_11_a_key_that_is_revoked_during_a_run(project, undisturbed):
     wait_until(lambda: not project.account.alive)
 
 
+@pytest.mark.fault(12)
 @slow
 def test_12_no_money(project):
     project.account.change(balance=0)
@@ -131,6 +143,7 @@ def test_12_no_money(project):
     assert not project.account.pods
 
 
+@pytest.mark.fault(13)
 @slow
 @pytest.mark.parametrize("kind", ["never-ready", "no-port"])
 def test_13_a_pod_that_never_gets_a_port_is_left_for_another(project, undisturbed, kind):
@@ -140,6 +153,7 @@ def test_13_a_pod_that_never_gets_a_port_is_left_for_another(project, undisturbe
     assert "no port for SSH after" in said.text
 
 
+@pytest.mark.fault(16)
 @slow
 @pytest.mark.parametrize(
     "fault",
@@ -160,6 +174,7 @@ def test_16_a_machine_that_is_not_what_was_rented(project, undisturbed, fault):
     assert first["machine"] != second["machine"]
 
 
+@pytest.mark.fault(17)
 @slow
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_17_a_pod_that_costs_more_than_was_quoted_ends_at_once(project, undisturbed, transport):
@@ -169,6 +184,7 @@ def test_17_a_pod_that_costs_more_than_was_quoted_ends_at_once(project, undistur
     assert project.account.pods[0]["seconds"] < 2
 
 
+@pytest.mark.fault(18)
 @slow
 def test_18_a_pod_that_is_deleted_by_hand(project, undisturbed):
     overlay = project.folder / "slow.json"
@@ -181,6 +197,7 @@ def test_18_a_pod_that_is_deleted_by_hand(project, undisturbed):
     assert "it is gone: trying another pod" in said.text
 
 
+@pytest.mark.fault(19)
 @slow
 @pytest.mark.parametrize(
     "fault",
@@ -198,6 +215,7 @@ def test_19_a_pod_that_will_not_end_is_ended_all_the_same(project, undisturbed, 
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(19)
 @slow
 def test_19_a_pod_that_cannot_be_ended_is_named(project, undisturbed):
     project.account.change(faults=[{"on": "terminate", "kind": "ignored", "times": 10_000}])
@@ -209,6 +227,7 @@ def test_19_a_pod_that_cannot_be_ended_is_named(project, undisturbed):
     wait_until(lambda: not project.account.alive)
 
 
+@pytest.mark.fault(20)
 @slow
 def test_20_listings_that_lag_make_no_second_pod(project, undisturbed):
     project.account.change(lag=1.0)
@@ -216,6 +235,7 @@ def test_20_listings_that_lag_make_no_second_pod(project, undisturbed):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(21)
 @slow
 def test_21_pods_of_an_earlier_run_that_crashed_are_ended_at_the_next_start(project, undisturbed):
     """Their job is not needed any more; a pod of somebody else is left alone."""

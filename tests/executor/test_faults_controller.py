@@ -12,6 +12,7 @@ slow = pytest.mark.slow
 FAST = {Failpoint.POLLING}
 
 
+@pytest.mark.fault(48, 49, 50, 51, 52, 53, 54, 55, 56, 57)
 @pytest.mark.parametrize(
     "point", [p if p in FAST else pytest.param(p, marks=slow) for p in Failpoint]
 )
@@ -24,6 +25,7 @@ def test_48_to_57_the_controller_is_killed(project, undisturbed, point):
     assert "Nothing to be done" in again.text
 
 
+@pytest.mark.fault(65)
 @slow
 @pytest.mark.parametrize("point", [Failpoint.AFTER_CREATE, Failpoint.AFTER_RENAME])
 def test_65_an_error_in_the_plugin_leaves_no_pod(project, point):
@@ -46,6 +48,7 @@ def _ledger(project):
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.fault(58)
 @slow
 @pytest.mark.parametrize("sign", ["SIGINT", "SIGHUP"])
 def test_58_an_interrupt_ends_all_pods(project, undisturbed, sign):
@@ -58,6 +61,7 @@ def test_58_an_interrupt_ends_all_pods(project, undisturbed, sign):
     project.ends_like(undisturbed, project())
 
 
+@pytest.mark.fault(58)
 @slow
 def test_58_a_second_interrupt_ends_the_run_at_once(project, undisturbed):
     project.account.change(faults=[{"on": "terminate", "kind": "slow", "value": 20, "times": 1}])
@@ -72,6 +76,7 @@ def test_58_a_second_interrupt_ends_the_run_at_once(project, undisturbed):
     project.ends_like(undisturbed, project())
 
 
+@pytest.mark.fault(58)
 @slow
 def test_58_sigterm_lets_running_jobs_end_and_starts_no_more(project):
     run = _running(project)
@@ -84,6 +89,7 @@ def test_58_sigterm_lets_running_jobs_end_and_starts_no_more(project):
     assert not project.account.alive
 
 
+@pytest.mark.fault(58)
 @slow
 def test_58_detached_pods_work_on_and_are_taken_over(project, undisturbed):
     run = _running(project, "--runpod-on-interrupt", "detach")
@@ -96,6 +102,7 @@ def test_58_detached_pods_work_on_and_are_taken_over(project, undisturbed):
     assert f"taking over pod {pod['id']}" in said.text
 
 
+@pytest.mark.fault(59)
 @slow
 def test_59_a_second_controller_stops_and_names_the_first(project, undisturbed):
     run = _running(project)
@@ -106,6 +113,7 @@ def test_59_a_second_controller_stops_and_names_the_first(project, undisturbed):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(60)
 @slow
 def test_60_two_folders_leave_each_others_pods_alone(project, undisturbed, tmp_path, emulator):
     from executor_rig import Project

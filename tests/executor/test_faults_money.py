@@ -19,6 +19,7 @@ def _slow(project, seconds):
     return ("--configfile", str(overlay))
 
 
+@pytest.mark.fault(96)
 @slow
 def test_96_the_budget_is_reached_during_a_run(project, undisturbed):
     """At 90 dollars an hour 8 cents last for three seconds."""
@@ -33,6 +34,7 @@ def test_96_the_budget_is_reached_during_a_run(project, undisturbed):
     project.ends_like(undisturbed, said)
 
 
+@pytest.mark.fault(97)
 @slow
 def test_97_an_estimate_over_the_budget_is_refused_before_any_job_runs(project):
     said = project("--runpod-budget", "0.01")
@@ -41,6 +43,7 @@ def test_97_an_estimate_over_the_budget_is_refused_before_any_job_runs(project):
     assert not project.account.pods
 
 
+@pytest.mark.fault(98)
 @slow
 def test_98_secrets_stay_in_their_files(project, undisturbed):
     """Neither argument lists, nor variables, logs or the ledger hold them."""
@@ -82,6 +85,7 @@ def _pods(project):
             yield from (p.name for p in Path(folder).glob("phase-*"))
 
 
+@pytest.mark.fault(102)
 @pytest.mark.parametrize(
     "retry",
     [pytest.param(False, id="at once"), pytest.param(True, marks=slow, id="after retries")],
@@ -99,6 +103,7 @@ def test_102_the_laptop_dies_for_ever(project, retry):
     assert all(fault["fired"] for fault in project.account.faults)
 
 
+@pytest.mark.fault(102)
 @slow
 def test_102_the_laptop_dies_before_the_first_login(project):
     """The switch is on from the start of the container."""
@@ -108,6 +113,7 @@ def test_102_the_laptop_dies_before_the_first_login(project):
     wait_until(lambda: not project.account.alive, patience=2 + 5)
 
 
+@pytest.mark.fault(103)
 @slow
 def test_103_a_pod_that_may_not_end_itself_is_refused(project, undisturbed):
     project.account.change(faults=[{"on": "pod", "kind": "no-power"}])

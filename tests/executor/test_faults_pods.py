@@ -16,6 +16,7 @@ DEATHS = {
 }
 
 
+@pytest.mark.fault(24, 25, 26, 27, 28, 29)
 @pytest.mark.parametrize(
     "death",
     [d if d.startswith("28") else pytest.param(d, marks=slow) for d in DEATHS],
@@ -29,6 +30,7 @@ def test_24_to_29_the_pod_dies(project, undisturbed, death):
     assert "trying another pod" in said.text
 
 
+@pytest.mark.fault(28)
 @slow
 def test_28_finished_parts_come_home_while_the_job_works(project, undisturbed):
     """Of three parts two are here when the pod dies; the third alone is made again."""
@@ -42,6 +44,7 @@ def test_28_finished_parts_come_home_while_the_job_works(project, undisturbed):
     assert "part 0 is there\npart 1 is there\npart 2 was made" in project.log()
 
 
+@pytest.mark.fault(31)
 @slow
 def test_a_pod_that_dies_again_and_again_fails_the_job(project):
     project.account.change(faults=[{"on": "pod", "kind": "die", "after": 0.5, "times": 99}])
@@ -54,6 +57,7 @@ def test_a_pod_that_dies_again_and_again_fails_the_job(project):
     assert not project.account.alive
 
 
+@pytest.mark.fault(32, 33)
 @slow
 def test_32_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
     """The rule's `runtime` is a minute here, and a minute is short."""
@@ -66,6 +70,7 @@ def test_32_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
     assert not project.account.alive
 
 
+@pytest.mark.fault(34)
 @slow
 def test_34_a_job_whose_process_was_killed_gets_more_memory(project, undisturbed):
     script = project.folder / "count.py"
@@ -78,6 +83,7 @@ def test_34_a_job_whose_process_was_killed_gets_more_memory(project, undisturbed
     assert "steps more memory after 64 GB" in project.log()
 
 
+@pytest.mark.fault(83)
 @slow
 def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
     count = {
@@ -96,6 +102,7 @@ def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
     assert "part 0 is there" in project.log()
 
 
+@pytest.mark.fault(41)
 @slow
 def test_a_frozen_pod_is_left_for_another(project, undisturbed):
     """It answers nothing any more, although the API lists it."""
@@ -109,3 +116,23 @@ def test_a_frozen_pod_is_left_for_another(project, undisturbed):
     assert project.digests() == undisturbed.digests()
     assert "no contact" in said.text
     wait_until(lambda: not project.account.alive)
+
+
+@slow
+@pytest.mark.fault(89)
+def test_89_an_environment_that_cannot_be_made_is_said_with_pips_words(project):
+    project.account.change(faults=[{"on": "pod", "kind": "bare", "times": 9}])
+    (project.folder / "worker.txt").write_text("no-such-package-of-anyone==1.0\n")
+    project.commit()
+    said = project("--runpod-requirements", "worker.txt")
+    assert said.code == 1
+    assert "no-such-package-of-anyone" in said.text
+    assert not project.account.alive
+
+
+@slow
+def test_a_pod_makes_the_environment_of_its_job(project, undisturbed):
+    """Nothing is ready on this pod: pip really installs Snakemake there."""
+    project.account.change(faults=[{"on": "pod", "kind": "bare"}])
+    said = project(timeout=400, SNAKEMAKE_RUNPOD_TIME_SCALE="1")
+    project.ends_like(undisturbed, said, pods=1)

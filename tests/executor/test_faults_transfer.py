@@ -5,6 +5,7 @@ import pytest
 slow = pytest.mark.slow
 
 
+@pytest.mark.fault(35)
 @slow
 def test_35_sshd_answers_late(project, undisturbed):
     project.account.change(faults=[{"on": "pod", "kind": "late-sshd", "value": 1.5}])
@@ -12,6 +13,7 @@ def test_35_sshd_answers_late(project, undisturbed):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(40)
 @slow
 @pytest.mark.parametrize("command", ["hello", "missing", "start", "poll", "manifest"])
 def test_40_the_link_drops_in_a_command(project, undisturbed, command):
@@ -23,6 +25,7 @@ def test_40_the_link_drops_in_a_command(project, undisturbed, command):
     assert project.log().count("part 0 was made") == 1
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize(
     "command", ["get", pytest.param("put", marks=slow)], ids=["download", "upload"]
 )
@@ -33,6 +36,7 @@ def test_42_the_link_drops_in_a_transfer(project, undisturbed, command):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(42, 43)
 @slow
 @pytest.mark.parametrize("kind", ["truncate", "flip"])
 def test_42_43_a_transfer_is_cut_or_altered(project, undisturbed, kind):
@@ -42,6 +46,7 @@ def test_42_43_a_transfer_is_cut_or_altered(project, undisturbed, kind):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(43)
 @slow
 def test_43_a_pod_that_alters_every_transfer_is_left_for_another(project, undisturbed):
     fault = {"kind": "flip", "at": r'agent\.py" get', "bytes": 200, "times": 50}
@@ -54,6 +59,7 @@ def test_43_a_pod_that_alters_every_transfer_is_left_for_another(project, undist
     assert made.items() <= undisturbed.digests().items()
 
 
+@pytest.mark.fault(44)
 @slow
 def test_44_names_that_lead_elsewhere_are_refused(project):
     """A link in a job's output that points out of its folder is not followed."""

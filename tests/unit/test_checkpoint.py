@@ -136,6 +136,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.fault(77, 78, 79)
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_broken_checkpoint_is_refused_by_name(broken, kind):
     damage, message = REFUSALS[kind]
@@ -145,6 +146,7 @@ def test_a_broken_checkpoint_is_refused_by_name(broken, kind):
     assert "broken" in str(refusal.value) or "model-0000" in str(refusal.value)
 
 
+@pytest.mark.fault(78)
 def test_code_of_a_repository_is_never_run(tmp_path):
     """The config names code, as the hub's Phi-3.5-MoE does; transformers' own class is used."""
     folder = tmp_path / "mini-phimoe"

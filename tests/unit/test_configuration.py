@@ -55,6 +55,7 @@ def test_an_empty_revision_names_the_cell_to_fill():
         configuration.select("x", table, Path("config/models.tsv"))
 
 
+@pytest.mark.fault(100)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

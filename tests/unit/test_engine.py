@@ -100,6 +100,7 @@ def _variables(path):
     return {name: value.values.tobytes() for name, value in found.variables.items()}
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -16,6 +16,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["some.json"]
 
 
+@pytest.mark.fault(92)
 @pytest.mark.parametrize(
     "text",
     [

@@ -122,10 +122,12 @@ def _recorded(path, monkeypatch):
     return lambda: checks.product_fault(product, files.sha256)
 
 
+@pytest.mark.fault(90, 91, 92, 93)
 def test_no_mutated_file_is_accepted(originals, monkeypatch):
     _fuzz(originals, monkeypatch, CASES)
 
 
+@pytest.mark.fault(90, 91, 92, 93)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_mutated_file_of_very_many_is_accepted(originals, monkeypatch):

@@ -41,6 +41,7 @@ def test_a_range_is_the_bytes_of_the_file(served):
     assert len({id(c) for c in ranges._open}) == 1  # one connection served all
 
 
+@pytest.mark.fault(68, 69, 70)
 @pytest.mark.parametrize(
     ("fault", "times"),
     [("drop", 3), ("500", 3), ("503", 5), ("429", 3), ("408", 1), ("norange", 2), ("stall", 1)],
@@ -53,6 +54,7 @@ def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, ser
         assert served.bytes_sent[NAME] < 2 * len(CONTENT) + 1000
 
 
+@pytest.mark.fault(70)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -69,6 +71,7 @@ def test_what_does_not_pass_is_given_up_with_the_reason(fault, message, served):
     assert served.faults[0].fired == ATTEMPTS
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -84,6 +87,7 @@ def test_what_only_a_person_can_mend_is_not_tried_again(fault, message, served):
     assert served.faults[0].fired == 1
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize(
     ("fault", "what"), [("commit", "commit"), ("etag", "sha256"), ("size", "size")]
 )

@@ -96,6 +96,7 @@ def test_the_old_threshold_counts_what_rounds_up_to_six():
     assert torch.tensor([below, at]).bfloat16().tolist() == [5.96875, 6.0]
 
 
+@pytest.mark.fault(85)
 def test_values_that_are_not_finite_are_an_error_that_names_the_site(checkpoint):
     name, folder = checkpoint
     ids, delimiter = tokens_of(name)

@@ -75,6 +75,7 @@ def test_shards_come_in_the_order_of_use_and_what_is_needed_last_goes_first(serv
     assert threads() == before
 
 
+@pytest.mark.fault(76)
 def test_too_small_a_disk_is_refused_with_the_figures_before_anything_comes(served, tmp_path):
     with (
         closing(opened(served, tmp_path / "store", budget=2 * SIZE - 1)) as source,
@@ -84,6 +85,7 @@ def test_too_small_a_disk_is_refused_with_the_figures_before_anything_comes(serv
     assert not served.requests
 
 
+@pytest.mark.fault(71)
 def test_a_damaged_shard_is_fetched_again_and_never_read(served, tmp_path):
     served.faults.append(Fault("flip", NAMES[1], times=30))
     lines = []
@@ -94,6 +96,7 @@ def test_a_damaged_shard_is_fetched_again_and_never_read(served, tmp_path):
     assert [NAMES[1] in line for line in damaged] == [True, True]
 
 
+@pytest.mark.fault(71)
 def test_a_shard_that_is_always_damaged_is_an_error_that_names_it(served, tmp_path):
     served.faults.append(Fault("flip", NAMES[1], times=10**6))
     before = threads()
@@ -158,6 +161,7 @@ def test_a_good_copy_elsewhere_is_used_and_a_bad_one_is_not(served, tmp_path):
     assert sorted(path.name for path in cache.iterdir()) == NAMES[:2]
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("place", ["shard_grown:20", "shard_verified:2", "shard_grown:3"])
 def test_an_interrupted_download_goes_on_with_what_it_had(place, served, tmp_path):
     store = tmp_path / "store"
@@ -204,6 +208,7 @@ def test_a_second_process_waits_for_the_first(served, tmp_path):
     assert done.is_set()
 
 
+@pytest.mark.fault(76)
 def test_a_disk_that_takes_no_more_is_an_error_that_names_the_shard(served, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(opened(served, tmp_path / "store")) as source:

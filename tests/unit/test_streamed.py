@@ -101,6 +101,7 @@ def test_some_rows_alone_are_the_same_as_among_all(tiny_checkpoint):
         assert {row for row, _ in (key for key in some if isinstance(key, tuple))} == {1, 4}
 
 
+@pytest.mark.fault(83, 84)
 @pytest.mark.parametrize(
     "place", ["before_slots", "before_forward:1", "before_forward:8", "before_forward:20"]
 )
@@ -121,6 +122,7 @@ def test_out_of_device_memory_less_is_read_ahead_and_no_byte_changes(
     assert "prefetch depth 1 -> 0" in lines[0]
 
 
+@pytest.mark.fault(83)
 def test_out_of_device_memory_with_nothing_read_ahead_is_an_error_with_the_way_out(
     tiny_checkpoint, monkeypatch
 ):

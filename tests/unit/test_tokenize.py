@@ -66,6 +66,7 @@ def test_too_few_ids_name_the_document():
         tokenize.windows(table, single, tokens=64, bos="none")
 
 
+@pytest.mark.fault(80)
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")

@@ -2,30 +2,10 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from slice import MODELS, VERDICTS, Slice
-
-SIZE = 64 * 1024 * 1024
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def _fill(place: Path, leave: int) -> Path:
@@ -37,6 +17,7 @@ def _fill(place: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize(
     ("built", "leave"),
     [
@@ -67,6 +48,7 @@ def test_a_full_disk_leaves_no_half_file_and_a_rerun_completes(
     assert not list(run.folder.rglob("*.part"))
 
 
+@pytest.mark.fault(62)
 def test_results_that_cannot_be_written_are_said_so_before_anything_runs(undisturbed, tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")

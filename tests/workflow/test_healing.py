@@ -78,6 +78,7 @@ def test_every_kind_of_damage_has_its_turn():
     assert sorted(name for names in ROUNDS for name in names) == sorted(DAMAGE)
 
 
+@pytest.mark.fault(66, 90, 91)
 @pytest.mark.parametrize(
     "kinds", [ROUNDS[0], *(pytest.param(r, marks=pytest.mark.slow) for r in ROUNDS[1:])]
 )
@@ -108,6 +109,7 @@ def test_a_damaged_batch_is_shown_by_a_dry_run_and_built_again_alone(undisturbed
     assert run("-n", *VERDICTS).nothing_to_do
 
 
+@pytest.mark.fault(94)
 def test_another_models_pair_copied_into_place_is_refused(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     for mine, other in zip(run.pair(OLMOE, 1), run.pair(MIXTRAL, 1), strict=True):
@@ -130,6 +132,7 @@ def test_a_batch_of_which_nothing_is_left_is_built_again_for_whatever_needs_it(
     assert said.jobs == {"extract": 1, "verify": 1}
 
 
+@pytest.mark.fault(64)
 def test_what_is_only_touched_is_not_built_again(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     for path in run.pair(OLMOE, 0):
@@ -141,6 +144,7 @@ def test_what_is_only_touched_is_not_built_again(undisturbed, tmp_path):
     assert run("--config", "receipts=full", "-n", *VERDICTS).nothing_to_do
 
 
+@pytest.mark.fault(63)
 def test_without_snakemakes_records_the_receipts_prove_what_is_valid(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     shutil.rmtree(run.folder / ".snakemake")
@@ -174,6 +178,7 @@ def test_a_mark_that_names_a_job_elsewhere_is_left_alone(undisturbed, tmp_path):
     assert store._get_external_jobids([name]) == {"pod-1"}
 
 
+@pytest.mark.fault(90)
 def test_a_damaged_product_is_built_again_and_no_batch_with_it(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     before = run.contents()
@@ -192,6 +197,7 @@ def test_a_damaged_product_is_built_again_and_no_batch_with_it(undisturbed, tmp_
     assert run("-n", *VERDICTS).jobs == {"verify": 1}
 
 
+@pytest.mark.fault(67)
 def test_changed_settings_of_the_forward_pass_run_it_again(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     overlay = json.loads(run.overlay.read_text())

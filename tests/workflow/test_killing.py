@@ -70,6 +70,7 @@ def test_every_failpoint_has_a_test():
     assert all(f'"{point}:' in shards for point in WITH_A_HUB)
 
 
+@pytest.mark.fault(48, 49, 50, 51, 52, 53, 54, 55, 56, 57)
 @pytest.mark.parametrize(
     "point",
     [
@@ -128,6 +129,7 @@ def test_the_worker_of_a_killed_controller_ends_by_itself(fresh):
     assert not alive
 
 
+@pytest.mark.fault(59)
 def test_a_second_controller_stops_and_names_the_first(undisturbed, fresh):
     run = _start(fresh)
     owner = fresh.folder / ".snakemake/moe-outliers/owner"
@@ -150,6 +152,7 @@ def test_a_second_controller_stops_and_names_the_first(undisturbed, fresh):
     assert fresh.digests() == undisturbed.digests()
 
 
+@pytest.mark.fault(85)
 def test_a_batch_that_fails_does_not_cost_its_siblings(undisturbed, tmp_path):
     """A token that only sequence 1 has gets a NaN for an embedding."""
     tokens = parquet.read(undisturbed.folder / f"results/tokens/{OLMOE}.parquet", SCHEMA)

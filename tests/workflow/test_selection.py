@@ -57,6 +57,7 @@ def test_a_study_in_a_folder_of_its_own_needs_two_keys(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"study.yaml", ".snakemake"}
 
 
+@pytest.mark.fault(100)
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
@@ -77,6 +78,7 @@ def test_a_fault_in_the_settings_stops_the_run_with_one_message(tmp_path, overla
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.fault(74)
 @pytest.mark.parametrize(
     ("revision", "message"),
     [("main", "row olmoe-1b-7b: revision: 'main'"), ("", "pin a revision for olmoe-1b-7b in")],
@@ -92,6 +94,7 @@ def test_a_model_without_a_pinned_commit_stops_the_run(tmp_path, revision, messa
     assert message in said.text
 
 
+@pytest.mark.fault(101)
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
 def test_without_a_gpu_a_local_run_stops_before_any_job_and_names_two_ways_out(tmp_path):
     said = snakemake(directory=tmp_path)

@@ -1,0 +1,123 @@
+"""What others get of a finished sweep: post, data set, schemas, notebook."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import nbclient
+import nbformat
+import pytest
+import yaml
+from snake import ROOT
+
+from moe_outliers.figures.catalogue import FIGURES
+
+BIN = Path(sys.executable).parent
+
+
+def where(demo):
+    return ["--directory", demo.folder, "--configfile", demo.overlay]
+
+
+def export(demo, *words):
+    done = subprocess.run(
+        [BIN / "moe-outliers", "export", *words, *where(demo)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def summary(demo):
+    return json.loads((demo.folder / "results/tables/summary.json").read_text())
+
+
+def test_a_post_says_what_the_report_says_and_shows_every_figure(demo, summary, tmp_path):
+    code, said = export(demo, "post", tmp_path / "post")
+    assert code == 0, said
+    text = (tmp_path / "post/post.md").read_text()
+    shown = re.findall(r"^!\[.+\]\(images/(\w+)\.svg\)$", text, re.M)
+    assert sorted(shown) == sorted(FIGURES)
+    for name in shown:
+        image = (tmp_path / f"post/images/{name}.svg").read_bytes()
+        assert image == (demo.folder / f"results/figures/{name}.svg").read_bytes()
+    for model, found in summary["models"].items():
+        assert f"{model} is called {found['model_class'].replace('_', ' ')}" in text
+        estimate = found["numbers"]["bits_per_byte_common"]["whole"]["estimate"]
+        assert f"| {estimate:.3g} [" in text
+    assert export(demo, "post", tmp_path / "post")[0] == 1
+
+
+def test_a_data_set_loads_offline_and_holds_the_tables_and_nothing_else(
+    demo, summary, tmp_path, monkeypatch
+):
+    import datasets
+
+    code, said = export(demo, "dataset", tmp_path / "data")
+    assert code == 0, said
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    names = datasets.get_dataset_config_names(str(tmp_path / "data"))
+    tables = {path.stem for path in (demo.folder / "results/tables").glob("*.parquet")}
+    assert set(names) == tables
+    cache = str(tmp_path / "cache")
+    models = datasets.load_dataset(str(tmp_path / "data"), "models", cache_dir=cache)["train"]
+    assert dict(zip(models["model"], models["model_class"], strict=True)) == {
+        model: found["model_class"] for model, found in summary["models"].items()
+    }
+    card = (tmp_path / "data/README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert [config["config_name"] for config in front["configs"]] == names
+    written = {str(p.relative_to(tmp_path / "data")) for p in (tmp_path / "data").rglob("*.*")}
+    assert written == {"README.md", "summary.json", *(f"data/{name}.parquet" for name in tables)}
+
+
+@pytest.mark.fault(99)
+def test_a_file_that_is_no_table_is_not_published(demo, tmp_path):
+    copy = demo.copy(tmp_path / "copy")
+    (copy.folder / "results/tables/notes.csv").write_text("private\n")
+    code, said = export(copy, "dataset", tmp_path / "data")
+    assert code == 1
+    assert "notes.csv is no table of this program" in said
+    (copy.folder / "results/tables/notes.csv").unlink()
+    (copy.folder / "results/tables/legacy.parquet").unlink()
+    code, said = export(copy, "dataset", tmp_path / "data")
+    assert "legacy.parquet is not there: run snakemake first" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_summary_and_status_are_as_their_schemas_say(demo, summary):
+    jsonschema.validate(
+        summary, json.loads((ROOT / "docs/schemas/summary.schema.json").read_text())
+    )
+    done = subprocess.run(
+        [BIN / "moe-outliers", "status", "--json", *where(demo)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    jsonschema.validate(found, json.loads((ROOT / "docs/schemas/status.schema.json").read_text()))
+    assert {row["verify"] for row in found["models"].values()} == {"valid"}
+    assert set(found["sweep"].values()) == {"done"}
+
+
+def test_the_notebook_runs_on_a_finished_sweep(demo, summary, tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks/thresholds.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    (tmp_path / "results").symlink_to(demo.folder / "results")
+    client = nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    for name in ("features_by_threshold", "extent_by_share"):
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
+    told = str(notebook.cells[1].outputs)
+    assert all(model in told for model in summary["models"])
