@@ -121,10 +121,14 @@ def rocrate(
     workflow: Workflow = None,
 ) -> None:
     """Write an RO-Crate: every input, tool version, parameter and output, with digests."""
-    from moe_outliers import crate
-
     found = _load(directory, configfile, workflow)
     with _refusals():
+        try:
+            from moe_outliers import crate
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
+            ) from None
         typer.echo(f"{folder}: {crate.write(found, folder)} files")
 
 
