@@ -16,7 +16,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "config/README
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(<!-- (?P<mark>[^\n]+) -->\n)?```sh\n(?P<body>.*?)```", re.S)
-STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", ".venv/bin/")
+STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", "source ")
+STARTS += (".venv/bin/",)
 OLD = ("python deploy_sweep.py", "python verify_results", "python analyze_", "python create_")
 KEYLESS = ("status", "list", "offers", "doctor")
 LANGUAGES = {"sh", "python", "yaml"}
@@ -163,6 +164,9 @@ def test_every_command_is_one(page, command, mark, demo, tmp_path):
     words = shlex.split(command, comments=True)
     if words[0] == "export":
         assert re.fullmatch(r"(RUNPOD_API_KEY|HF_TOKEN)=…", words[1])
+        return
+    if words[0] == "source":
+        assert words[1:] == [".venv/bin/activate"]
         return
     if words[0] == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
