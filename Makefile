@@ -15,7 +15,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,slurm,test]'
+	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,slurm,export,progress,test]'
 	touch $@
 
 demo: install

@@ -130,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(int(fault), b"{}", extra | {"Retry-After": "0"})
         elif self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+        elif path in ("/", "/api/whoami-v2"):
+            self._json({"name": "a person"})
         elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(.*))?", path):
             self._api(match[1], match[2], match[3] or "", body)
         elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

@@ -51,7 +51,7 @@ def snakemake(
     directory: Path | None = None,
     overlay: Path | None = None,
     workflow: Path = ROOT,
-    timeout: float = 300,
+    timeout: float = 580,
     **environment: str,
 ) -> Said:
     """Run this workflow to its end.

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 WATCH_S = 2.0
 """How often a watched status is shown anew."""
 
+WIDE = 200
+"""Columns of a status that goes to a file or another program."""
+
+STYLES = {"missing": "dim", "damaged": "red", "invalid": "red"}
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a form for others.")
 app.add_typer(export, name="export")
@@ -74,12 +79,18 @@ def status(
     if json:
         typer.echo(text.dumps(status.status(found), indent=2))
         return
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
     if not watch:
-        Console().print(_table(status.status(found)))
+        console.print(_table(status.status(found)))
         return
+    if not console.is_terminal:
+        with _refusals():
+            raise ValueError("--watch needs a terminal: leave it away, or ask for --json")
     with (
-        Live(_table(status.status(found)), auto_refresh=False) as live,
         suppress(KeyboardInterrupt),
+        Live(_table(status.status(found)), console=console, auto_refresh=False) as live,
     ):
         while True:
             time.sleep(WATCH_S)
@@ -88,16 +99,17 @@ def status(
 
 @app.command()
 def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
-    """Examine this machine: Python, packages, disk, GPU, hub, SSH; each fault with its fix."""
+    """Examine this machine: packages, disk, GPU, hub, RunPod, SSH; each fault with its fix."""
     from moe_outliers import doctor
 
     root = _load(directory, None, workflow).workflow
-    findings = list(doctor.examine(root, directory))
     signs = {"ok": "ok     ", "warning": "warning", "fault": "FAULT  "}
-    for finding in findings:
-        fix = f" -> {finding.fix}" if finding.fix else ""
+    broken = False
+    for finding in doctor.examine(root, directory):
+        fix = f"\n        {finding.fix}" if finding.fix else ""
         typer.echo(f"{signs[finding.state]} {finding.what}: {finding.found}{fix}")
-    if any(finding.state == "fault" for finding in findings):
+        broken |= finding.state == "fault"
+    if broken:
         raise typer.Exit(1)
 
 
@@ -109,10 +121,14 @@ def rocrate(
     workflow: Workflow = None,
 ) -> None:
     """Write an RO-Crate: every input, tool version, parameter and output, with digests."""
-    from moe_outliers import crate
-
     found = _load(directory, configfile, workflow)
     with _refusals():
+        try:
+            from moe_outliers import crate
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
+            ) from None
         typer.echo(f"{folder}: {crate.write(found, folder)} files")
 
 
@@ -153,15 +169,41 @@ def _table(found: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     steps = ["tokens", "verify", "metrics", "bootstrap"]
-    table = Table("model", "batches", *steps, "progress", box=None)
+    table = Table("model", "batches", *steps, box=None)
+    table.add_column("progress", no_wrap=True, overflow="ellipsis")
     for model, row in found["models"].items():
         damaged = f" ({row['batches_invalid']} damaged)" if row["batches_invalid"] else ""
         batches = f"{row['batches_valid']}/{row['batches_total']}{damaged}"
+        states = [Text(row[step], STYLES.get(row[step], "")) for step in steps]
         done = row["batches_valid"] == row["batches_total"]
-        table.add_row(model, batches, *(row[s] for s in steps), "" if done else row["progress"])
-    shared = "  ".join(f"{name}: {state}" for name, state in found["sweep"].items())
-    pods = [Text(f"pods: {found['pods']}")] if found["pods"] is not None else []
-    return Group(table, Text(shared), *pods)
+        table.add_row(model, batches, *states, "" if done else Text(row["progress"]))
+    shared = Text(" all models: ")
+    for name, state in found["sweep"].items():
+        shared.append(f"{name} ").append(state, STYLES.get(state, "")).append("  ")
+    return Group(table, shared, *_pods(found["pods"]))
+
+
+def _pods(found: Any) -> "Iterator[RenderableType]":
+    """Draw what the rented machines do, and what they cost."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if found is None:
+        return
+    if isinstance(found, dict):
+        yield Text(f" pods: {found['error']}", "red")
+        return
+    table = Table("job", "pod", "GPU", "phase", "files", "minutes", "dollars", box=None)
+    for job in found:
+        alive = "" if job["alive"] else "dim"
+        files = f"{job['done']}/{job['files']}"
+        cells = [job["job"], job["pod"] or "-", job["gpu"], job["phase"], files]
+        cells += [f"{job['minutes']:.1f}", f"{job['dollars']:.4f}"]
+        table.add_row(*map(Text, cells), style=alive)
+    yield table
+    alive = sum(job["alive"] for job in found)
+    spent = sum(job["dollars"] for job in found)
+    yield Text(f" pods that may be alive: {alive}, spent so far: ${spent:.4f} (an estimate)")
 
 
 def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -> sweep.Sweep:

@@ -32,6 +32,7 @@ TYPES = {
     ".yaml": "application/yaml",
     ".tsv": "text/tab-separated-values",
     ".rst": "text/x-rst",
+    ".txt": "text/plain",
     ".md": "text/markdown",
 }
 

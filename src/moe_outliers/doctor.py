@@ -1,6 +1,7 @@
 """What is wrong with this machine for a sweep, and how to mend it."""
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,11 @@ HUB = "https://huggingface.co"
 PATIENCE_S = 10
 RESULTS_GB = 5
 """Free disk for the results of the seven models, with room to spare."""
+
+EXECUTOR = "snakemake_executor_plugin_runpod"
+"""It is asked by its command: the science imports no executor."""
+
+TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,14 @@ def examine(workflow: Path, directory: Path) -> Iterator[Finding]:
         workflow: the folder of the Snakefile.
         directory: the folder in which results/ lies or will lie.
     """
-    checks: list[Callable[[], Finding]] = [
-        python,
-        lambda: packages(workflow / "envs/constraints.txt"),
-        lambda: disk(directory),
-        lambda: writable(directory),
-        gpu,
-        hub,
-        ssh,
-    ]
-    for check in checks:
-        yield check()
+    yield python()
+    yield packages(workflow / "envs/constraints.txt")
+    yield disk(directory)
+    yield writable(directory)
+    yield from gpu()
+    yield hub()
+    yield from runpod(directory)
+    yield ssh()
 
 
 def python() -> Finding:
@@ -81,7 +84,12 @@ def disk(directory: Path) -> Finding:
     free = shutil.disk_usage(existing).free / 1e9
     if free >= RESULTS_GB:
         return Finding("disk", "ok", f"{free:.0f} GB free")
-    return Finding("disk", "warning", f"{free:.1f} GB free", f"free {RESULTS_GB} GB for results")
+    return Finding(
+        "disk",
+        "warning",
+        f"{free:.1f} GB free",
+        f"free {RESULTS_GB} GB for results, or choose --directory",
+    )
 
 
 def writable(directory: Path) -> Finding:
@@ -92,24 +100,34 @@ def writable(directory: Path) -> Finding:
     return Finding("results folder", "fault", f"{existing}: not writable", "choose --directory")
 
 
-def gpu() -> Finding:
-    """Ask the driver for GPUs."""
+def gpu() -> Iterator[Finding]:
+    """Ask the driver for GPUs, and torch whether it can use them."""
     if not shutil.which("nvidia-smi"):
-        return Finding(
-            "GPU",
-            "warning",
-            "none here",
-            "snakemake --profile runpod rents one; make demo needs none",
-        )
+        fix = "snakemake --profile runpod rents one; make demo needs none"
+        yield Finding("GPU", "warning", "none here", fix)
+        return
     query = "--query-gpu=name,memory.total,driver_version"
-    done = subprocess.run(
-        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    done = _ask(["nvidia-smi", query, "--format=csv,noheader"])
+    said = "; ".join(done.stdout.strip().splitlines())
+    if done.returncode or not said:
+        said = said or done.stderr.strip() or "the driver lists none"
+        yield Finding("GPU", "fault", said, "mend the driver until nvidia-smi lists the card")
+        return
+    yield Finding("GPU", "ok", said)
+    done = _ask([sys.executable, "-c", TORCH])
     if done.returncode:
-        return Finding(
-            "GPU", "fault", done.stdout.strip() or done.stderr.strip(), "mend the driver"
-        )
-    return Finding("GPU", "ok", "; ".join(done.stdout.strip().splitlines()))
+        fix = "pip install -c envs/constraints.txt -e '.[extract]'"
+        yield Finding("torch", "fault", "not installed", fix)
+        return
+    version, cuda, usable = done.stdout.split()
+    if usable == "True":
+        yield Finding("torch", "ok", f"{version}, CUDA {cuda}")
+    elif cuda == "None":
+        fix = "install the build for CUDA of the same version: https://pytorch.org/get-started"
+        yield Finding("torch", "fault", f"{version} is built for the CPU alone", fix)
+    else:
+        fix = f"update the driver: it must support CUDA {cuda}"
+        yield Finding("torch", "fault", f"{version} for CUDA {cuda} finds no GPU", fix)
 
 
 def hub() -> Finding:
@@ -124,19 +142,46 @@ def hub() -> Finding:
             said = "reached, the token is accepted" if token else "reached, without a token"
             return Finding("model hub", "ok", f"{where}: {said}")
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return Finding("model hub", "fault", f"{where}: the token is refused", "set HF_TOKEN")
+        if token and error.code in (401, 403):
+            fix = f"set HF_TOKEN to a token of {where}/settings/tokens, or unset it"
+            return Finding("model hub", "fault", f"{where}: the token is refused", fix)
         return Finding("model hub", "warning", f"{where}: HTTP {error.code}", "try again later")
     except OSError as error:
         fix = "check the network; set HF_ENDPOINT for a mirror"
         return Finding("model hub", "warning", f"{where}: {error}", fix)
 
 
+def runpod(directory: Path) -> Iterator[Finding]:
+    """Ask the executor for RunPod: key, balance, offers, pods that may be alive."""
+    if not importlib.util.find_spec(EXECUTOR):
+        fix = "pip install -c envs/constraints.txt -e '.[runpod]'"
+        yield Finding("RunPod", "warning", "the executor is not installed", fix)
+        return
+    done = _ask([sys.executable, "-m", EXECUTOR, "doctor", "--directory", str(directory)])
+    found = re.findall(r"^(ok|FAULT) +([^:\n]+): (.*)(?:\n {6}(.*))?$", done.stdout, re.MULTILINE)
+    for sign, what, said, fix in found:
+        yield Finding(f"RunPod, {what}", "ok" if sign == "ok" else "warning", said, fix)
+    if not found:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        yield Finding("RunPod", "warning", said, f"python -m {EXECUTOR} doctor says more")
+
+
 def ssh() -> Finding:
-    """Check that pods can be reached: the SSH client of the runpod extra."""
-    if _is_installed("asyncssh"):
-        return Finding("SSH", "ok", f"asyncssh {importlib.metadata.version('asyncssh')}")
-    return Finding("SSH", "warning", "asyncssh is not installed", "pip install -e '.[runpod]'")
+    """Check that there is a client for logging in to a pod; transfers have one of their own."""
+    if path := shutil.which("ssh"):
+        return Finding("SSH", "ok", path)
+    fix = "install openssh-client: runs do without it, logging in to a pod does not"
+    return Finding("SSH", "warning", "no client", fix)
+
+
+def _ask(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a program that answers soon, or not at all."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=6 * PATIENCE_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
 def _is_installed(name: str) -> bool:

@@ -21,6 +21,8 @@ STEPS = {
 
 LOG = "logs/extract/{model}.log"
 
+LEDGER = ".snakemake/runpod/ledger.jsonl"
+
 WHOLE = {
     "texts": "results/texts.parquet",
     "tables": "results/tables/summary.json",
@@ -36,8 +38,9 @@ def status(sweep: Sweep) -> dict[str, Any]:
     Returns:
         `models`: for each model batches_valid, batches_total, batches_invalid, and the state of
         each step: done, missing, damaged, or for verify valid or invalid, and `progress`, the last
-        line of the extraction's log; `sweep`: the state of what all models share; `pods`: what the
-        ledger of rented machines says, null without one.
+        line of the extraction's log; `sweep`: the state of what all models share; `pods`: a row a
+        job that has had a rented machine, with its dollars; null if none was ever rented here,
+        and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
         memory = Path(".snakemake/moe-outliers/hashes.json")
@@ -81,11 +84,12 @@ def _state(product: Path, sha256: Callable[[Path], str]) -> str:
 
 def _pods() -> Any:
     """Ask the executor for its pods, if one was ever rented from this folder."""
-    if not Path(".snakemake/runpod").is_dir():
+    if not Path(LEDGER).is_file():
         return None
     command = [sys.executable, "-m", "snakemake_executor_plugin_runpod", "status", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout)
     except ValueError:
-        return {"error": done.stderr.strip() or f"exit status {done.returncode}"}
+        told = done.stderr.strip().splitlines()
+        return {"error": told[-1] if told else f"exit status {done.returncode}"}

@@ -1,5 +1,6 @@
 """The documentation: links lead somewhere, generated parts are current, commands are such."""
 
+import ast
 import os
 import re
 import shlex
@@ -15,9 +16,11 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "config/README
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(<!-- (?P<mark>[^\n]+) -->\n)?```sh\n(?P<body>.*?)```", re.S)
-STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", ".venv/bin/")
+STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", "source ")
+STARTS += (".venv/bin/",)
 OLD = ("python deploy_sweep.py", "python verify_results", "python analyze_", "python create_")
 KEYLESS = ("status", "list", "offers", "doctor")
+LANGUAGES = {"sh", "python", "yaml"}
 
 
 def anchors(page):
@@ -72,7 +75,64 @@ def commands():
     return [(page, command, mark) for command, (page, mark) in found.items()]
 
 
-def runnable(words, mark, demo):
+def templates():
+    """Give every text of the program as words; None stands for a word that is filled in."""
+    for path in [*ROOT.glob("src/**/*.py"), ROOT / "rules/heal.smk"]:
+        source = path.read_text().partition("\nrule ")[0].replace("\nonstart:", "\nif True:")
+        for node in ast.walk(ast.parse(source)):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            if all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
+                values = [part.value if isinstance(part, ast.Constant) else "\0" for part in parts]
+                words = "".join(v for v in values if isinstance(v, str)).split()
+                yield [None if "\0" in word else word.strip(".,:;") for word in words]
+
+
+def says(template, words):
+    """Whether words are a run of a template, at least three of its own among them."""
+    ends = {(start, 0) for start in range(len(template))}
+    for word in words:
+        following = set()
+        for at, own in ends:
+            if at < len(template) and template[at] == word:
+                following.add((at + 1, own + 1))
+            elif at < len(template) and template[at] is None:
+                following |= {(at, own), (at + 1, own)}
+        ends = following
+    return any(own >= min(3, len(words)) for _, own in ends)
+
+
+def test_every_message_that_is_quoted_is_one_of_the_program():
+    text = BLOCK.sub("", (ROOT / "docs/troubleshooting.md").read_text())
+    printed = re.findall(r"^\*It prints\*.*?(?=\n\n)|^\| `[^|]+\|", text, re.M | re.S)
+    quoted = [code for part in printed for code in re.findall(r"`([^`]+)`", part)]
+    assert len(quoted) >= 15
+    known = list(templates())
+    strange = []
+    for message in quoted:
+        words = [word.strip(".,:;") for word in message.split()]
+        if not any(says(template, words) for template in known):
+            strange.append(message)
+    assert not strange
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_is_in_a_language_that_is_tried(page):
+    fences = re.findall(r"^ *```(.*)$", page.read_text(), re.M)
+    assert set(fences[::2]) <= LANGUAGES
+    assert set(fences[1::2]) <= {""}
+
+
+def test_the_example_of_the_statistics_file_works(demo, monkeypatch):
+    page = (ROOT / "docs/statistics-file.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(demo.folder)
+    found = {}
+    exec(example.replace("olmoe-1b-7b", "mini-olmoe"), found)
+    assert found["share"].dims == ("sequence", "site", "feature")
+    assert 0 < float(found["share"].max()) <= 1
+
+
+def runnable(words, mark, demo, folder):
     """Return a command line that shows that a command is one: as it stands, or as a dry run."""
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
@@ -81,12 +141,13 @@ def runnable(words, mark, demo):
         quiet = [] if "--lint" in rest else [*dry, "--quiet", "all"]
         return [BIN / "snakemake", *rest, *quiet]
     if program == "moe-outliers":
-        if rest[0] == "export" or "--watch" in rest:
-            known = rest[:2] if rest[0] == "export" else rest[:1]
-            return [BIN / "moe-outliers", *known, "--help"]
+        if "--watch" in rest:  # test_status.py runs it, in a terminal
+            return [BIN / "moe-outliers", rest[0], "--help"]
+        if rest[0] == "export":
+            rest = [*rest[:2], folder / "FOLDER"]
         where = ["--directory", demo.folder]
         overlay = [] if rest[0] == "doctor" else ["--configfile", demo.overlay]
-        rest = [word.replace("olmoe-1b-7b", "mini-olmoe") for word in rest]
+        rest = [str(word).replace("olmoe-1b-7b", "mini-olmoe") for word in rest]
         return [BIN / "moe-outliers", *rest, *where, *overlay]
     if program == "python" and rest[:2] == ["-m", "snakemake_executor_plugin_runpod"]:
         return [sys.executable, *(rest if rest[2] in KEYLESS else [*rest[:3], "--help"])]
@@ -104,16 +165,17 @@ def test_every_command_is_one(page, command, mark, demo, tmp_path):
     if words[0] == "export":
         assert re.fullmatch(r"(RUNPOD_API_KEY|HF_TOKEN)=…", words[1])
         return
+    if words[0] == "source":
+        assert words[1:] == [".venv/bin/activate"]
+        return
     if words[0] == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = re.search(r"\[(.+)\]", command)[1].split(",")
         assert set(extras) <= set(project["optional-dependencies"])
         return
-    if words[0] in ("git", "cd", "hf"):
-        return
     environment = os.environ | {"RUNPOD_API_KEY": "", "HOME": str(tmp_path)}
     done = subprocess.run(
-        runnable(words, mark, demo),
+        runnable(words, mark, demo, tmp_path),
         cwd=ROOT,
         env=environment,
         capture_output=True,

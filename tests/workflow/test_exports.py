@@ -1,5 +1,6 @@
 """What others get of a finished sweep: post, data set, schemas, notebook."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -121,3 +122,29 @@ def test_the_notebook_runs_on_a_finished_sweep(demo, summary, tmp_path):
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     told = str(notebook.cells[1].outputs)
     assert all(model in told for model in summary["models"])
+
+
+def test_a_research_object_holds_every_result_with_its_digest(demo, summary, tmp_path):
+    from rocrate.rocrate import ROCrate
+
+    code, said = export(demo, "rocrate", tmp_path / "crate")
+    assert code == 0, said
+    crate = ROCrate(tmp_path / "crate")
+    held = {entity.id: entity for entity in crate.get_entities() if entity.type == "File"}
+    for name, entity in held.items():
+        data = (tmp_path / "crate" / name).read_bytes()
+        assert entity["sha256"] == hashlib.sha256(data).hexdigest()
+        assert int(entity["contentSize"]) == len(data)
+    made = {
+        f"results/{path.relative_to(demo.folder / 'results')}"
+        for path in (demo.folder / "results").rglob("[!.]*.*")
+        if path.is_file() and ".digests" not in path.parts
+    }
+    assert made <= set(held)
+    (run,) = crate.get_by_type("CreateAction")
+    assert {entity.id for entity in run["result"]} >= made
+    names = {entity["name"]: entity.get("value") for entity in run["object"]}
+    assert names["outliers.magnitude"] == "6.0"
+    used = {entity["name"] for entity in crate.get_by_type("SoftwareApplication")}
+    assert {"moe-outliers", "snakemake", "torch", "transformers"} <= used
+    assert export(demo, "rocrate", tmp_path / "crate")[1].startswith("error: ")

@@ -1,0 +1,77 @@
+"""`moe-outliers status` on a finished sweep, and on one that was damaged."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from snake import ROOT
+
+PROGRAM = Path(sys.executable).with_name("moe-outliers")
+
+
+def command(demo, *words):
+    where = ["--directory", str(demo.folder), "--configfile", str(demo.overlay)]
+    return [str(PROGRAM), "status", *words, *where]
+
+
+def status(demo, *words):
+    done = subprocess.run(
+        command(demo, *words), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_everything_of_a_finished_sweep_is_done(demo):
+    found = json.loads(status(demo, "--json")[1])
+    assert len(found["models"]) == 7
+    for row in found["models"].values():
+        assert (row["batches_valid"], row["batches_total"], row["batches_invalid"]) == (16, 16, 0)
+        assert [row[step] for step in ("tokens", "metrics", "bootstrap")] == ["done"] * 3
+        assert row["verify"] == "valid"
+    assert found["sweep"] == dict.fromkeys(["texts", "tables", "figures", "report"], "done")
+    assert found["pods"] is None
+
+
+def test_what_is_damaged_or_missing_is_told_apart(demo, tmp_path):
+    copy = demo.copy(tmp_path / "copy")
+    statistics, _ = copy.pair("mini-glm", 3)
+    statistics.write_bytes(statistics.read_bytes()[:-1])
+    for file in copy.pair("mini-glm", 4):
+        file.unlink()
+    (copy.folder / "results/metrics/mini-mixtral.parquet").write_bytes(b"")
+    (copy.folder / "results/report.html").unlink()
+    found = json.loads(status(copy, "--json")[1])
+    row = found["models"]["mini-glm"]
+    assert (row["batches_valid"], row["batches_invalid"], row["batches_total"]) == (14, 1, 16)
+    assert found["models"]["mini-mixtral"]["metrics"] == "damaged"
+    assert found["sweep"]["report"] == "missing"
+    table = status(copy)[1]
+    assert "14/16 (1 damaged)" in table
+    assert max(map(len, table.splitlines())) <= 200
+
+
+def test_a_watched_status_needs_a_terminal_and_ends_with_ctrl_c(demo):
+    code, said, complaint = status(demo, "--watch")
+    assert (code, said) == (1, "")
+    assert complaint.startswith("error: --watch needs a terminal")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command(demo, "--watch"),
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while b"report" not in seen:
+            seen += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    os.close(ours)
+    assert b"mini-gpt-oss-b" in seen
