@@ -133,6 +133,11 @@ def read_hub(name: str, subset: str, revision: str) -> Iterator[Document]:
             if "text" not in row:
                 raise ValueError(f"it has no column `text`, but {', '.join(row)}")
             yield str(row.get("id", f"row {number}")), row["text"]
+    except ConnectionError as error:
+        raise ValueError(
+            f"{where}: {error}: check the network (`moe-outliers doctor`), "
+            "or read a file: data.source in config/config.yaml"
+        ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 

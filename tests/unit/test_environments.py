@@ -65,3 +65,23 @@ def test_the_workflow_of_the_forge_runs_what_ci_runs():
     forge = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert forge["jobs"]["check"]["steps"][-1]["run"] == "make check"
     assert "make check" in (ROOT / ".ci/run").read_text()
+
+
+def test_make_installs_every_extra():
+    (line,) = re.findall(r"pip install .*-e '\.\[(.+)\]'", (ROOT / "Makefile").read_text())
+    assert sorted(line.split(",")) == sorted(PROJECT["optional-dependencies"])
+
+
+def test_every_place_names_a_python_that_the_project_supports():
+    from packaging.specifiers import SpecifierSet
+
+    supported = SpecifierSet(PROJECT["requires-python"])
+    forge = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    (setup,) = [step for step in forge["jobs"]["check"]["steps"] if "setup-python" in str(step)]
+    named = [setup["with"]["python-version"]]
+    named += re.findall(r"^FROM python:([\d.]+)", (ROOT / "envs/Dockerfile").read_text(), re.M)
+    named += re.findall(r"^PYTHON \?= python([\d.]+)", (ROOT / "Makefile").read_text(), re.M)
+    for path in (ROOT / "envs").glob("*.yaml"):
+        named += re.findall(r"python =([\d.]+)", path.read_text())
+    assert len(named) == 5
+    assert all(supported.contains(version) for version in named)

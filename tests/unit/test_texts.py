@@ -127,3 +127,13 @@ def test_an_unknown_subset_or_commit_of_a_data_set_is_refused(data_set, tmp_path
         assert "sample-10BT" in told
         told = _read_hub(hub, tmp_path / "other", revision="d" * 40)
         assert told.startswith("refused: data set HuggingFaceFW/fineweb-edu")
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_refused_with_the_ways_out(tmp_path):
+    with Hub() as hub:
+        pass
+    told = _read_hub(hub, tmp_path / "cache")
+    assert told.startswith("refused: data set HuggingFaceFW/fineweb-edu")
+    assert "`moe-outliers doctor`" in told
+    assert "data.source" in told
