@@ -1,6 +1,6 @@
 """Runs the emulator until its standard input is closed.
 
-usage: python -m emulator --folder FOLDER [--boot-s S] [--openssh]
+usage: python -m emulator --folder FOLDER [--boot-s S]
        python -m emulator [--hub FOLDER] -- COMMAND…   runs COMMAND against it, then prints the bill
 """
 
@@ -29,7 +29,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="emulator")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--boot-s", type=float, default=0.2)
-    parser.add_argument("--openssh", action="store_true")
     parser.add_argument("command", nargs="*")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -38,7 +37,7 @@ def main() -> int:
         folder = given.folder or Path(temporary)
         store = Store(time.time)
         server = Server(store)
-        host = Host(store, folder, server.url, boot_s=given.boot_s, openssh=given.openssh)
+        host = Host(store, folder, server.url, boot_s=given.boot_s)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             if given.command:

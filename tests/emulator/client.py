@@ -18,9 +18,9 @@ class Emulator:
         url: what RUNPOD_API_BASE_URL must be.
     """
 
-    def __init__(self, folder: Path, *, boot_s: float = 0.2, openssh: bool = False) -> None:
+    def __init__(self, folder: Path, *, boot_s: float = 0.2) -> None:
         words = [sys.executable, "-m", "emulator", "--folder", str(folder)]
-        words += ["--boot-s", str(boot_s)] + (["--openssh"] if openssh else [])
+        words += ["--boot-s", str(boot_s)]
         self._process = subprocess.Popen(
             words,
             cwd=TESTS,

@@ -25,14 +25,11 @@ class Host:
 
     Attributes:
         boot_s: seconds from the creation of a pod to the start of its container.
-        openssh: run OpenSSH's sshd in pods instead of asyncssh's server.
     """
 
-    def __init__(
-        self, store: Store, folder: Path, url: str, *, boot_s: float = 0.2, openssh: bool = False
-    ) -> None:
+    def __init__(self, store: Store, folder: Path, url: str, *, boot_s: float = 0.2) -> None:
         self.store, self.folder, self.url = store, folder, url
-        self.boot_s, self.openssh = boot_s, openssh
+        self.boot_s = boot_s
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["emulator.pod"])
         self._entries: dict[str, Entry] = {}
@@ -118,8 +115,6 @@ class Host:
             "home": str(folder / "root"),
             "env": env | spec["env"],
             "start": spec["start"],
-            "port": None,
-            "openssh": self.openssh,
             "faults": [vars(fault) for fault in pod.faults],
         }
 

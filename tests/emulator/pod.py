@@ -73,18 +73,13 @@ class Pod:
     async def serve(self) -> None:
         """Start the container's command and the SSH server."""
         self.home.mkdir(parents=True, exist_ok=True)
-        if not self.config["openssh"]:
-            key, self.user = new_key(), self.env["PUBLIC_KEY"]
-            later = next((fault for fault in self.faults if fault["kind"] in LATER), None)
-            denied = later is not None and later["kind"] == "denied"
-            stranger = new_key().export_public_key().decode()
-            await self.listen(self.config["port"] or 0, key, stranger if denied else self.user)
-            if later is not None:
-                self.later = asyncio.ensure_future(self.change(later, key))
-        else:
-            from emulator.openssh import start
-
-            self.tell(("port", start(self.home, self.env)))
+        key, self.user = new_key(), self.env["PUBLIC_KEY"]
+        later = next((fault for fault in self.faults if fault["kind"] in LATER), None)
+        denied = later is not None and later["kind"] == "denied"
+        stranger = new_key().export_public_key().decode()
+        await self.listen(0, key, stranger if denied else self.user)
+        if later is not None:
+            self.later = asyncio.ensure_future(self.change(later, key))
         if self.config["start"]:
             await self.spawn(self.config["start"], asyncio.subprocess.DEVNULL)
         await self.watch()

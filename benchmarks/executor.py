@@ -1,0 +1,182 @@
+"""What the executor for RunPod costs beside plain means, against the emulator on this machine.
+
+    python benchmarks/executor.py
+
+Prints: staging of many small files and of a large one, beside scp over the same server; the time of
+a run whose one job goes to a pod, beside the same run here; the time to import the plugin, beside
+Snakemake's own; and listings of pods a minute with fifty pods.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests/executor")]
+
+from emulator.client import Account, Emulator  # noqa: E402
+from executor_rig import Project  # noqa: E402
+
+from snakemake_executor_plugin_runpod.api import Endpoint, PodView, Spec, open_api  # noqa: E402
+from snakemake_executor_plugin_runpod.fleet import Fleet  # noqa: E402
+from snakemake_executor_plugin_runpod.ledger import Ledger  # noqa: E402
+from snakemake_executor_plugin_runpod.limits import Limits  # noqa: E402
+from snakemake_executor_plugin_runpod.link import Identity, Link  # noqa: E402
+from snakemake_executor_plugin_runpod.transfer import Digests, item, upload  # noqa: E402
+
+SMALL, SMALL_BYTES, LARGE_BYTES = 1000, 4096, 200_000_000
+PODS, WATCHED_S = 50, 30
+REPEATS = 5
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def pod(account: Account, name: str, key: str) -> PodView:
+    """Create a pod, and wait until it has a port for SSH."""
+    api = open_api("rest-v2")
+    spec = Spec(name, "runpod/base:1", "NVIDIA L4", 1, "secure", 20, 4, None, "12.8", None, "")
+    spec.env["PUBLIC_KEY"] = key
+    id = api.create(spec)  # noqa: A001
+    while not (view := api.pod(id)) or not view.endpoint:
+        time.sleep(0.05)
+    return view
+
+
+def staging(account: Account, folder: Path) -> None:
+    """Send files by the plugin and by scp, to the same server."""
+    identity = Identity.of_project(folder / "key")
+    for label, sizes in (
+        (f"{SMALL} files of {SMALL_BYTES // 1024} kB", [SMALL_BYTES] * SMALL),
+        (f"one file of {LARGE_BYTES / 1e6:.0f} MB", [LARGE_BYTES]),
+    ):
+        view = pod(account, f"bench-{len(sizes)}", identity.public())
+        assert view.endpoint
+        source = folder / f"files-{len(sizes)}"
+        source.mkdir()
+        for number, size in enumerate(sizes):
+            (source / f"{number:04d}").write_bytes(os.urandom(size))
+        paths = sorted(source.iterdir())
+        link = Link(Endpoint(view.endpoint.host, view.endpoint.port), identity, Limits())
+
+        async def send(link: Link = link, paths: list[Path] = paths) -> None:
+            digests = Digests()
+            items = [item(path.name, path, digests) for path in paths]
+            await upload(link, "bench", items, Limits())
+            await link.close()
+
+        ours = seconds(lambda: asyncio.run(send()))
+        words = ["scp", "-O", "-q", "-i", str(identity.path), "-P", str(view.endpoint.port)]
+        words += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        words += [*map(str, paths), f"root@{view.endpoint.host}:/"]
+        plain = seconds(lambda: subprocess.run(words, check=True))  # noqa: B023
+        print(
+            f"staging {label}: {ours:.2f} s with sha256 on both sides, scp {plain:.2f} s: "
+            f"{ours / plain:.2f} of it"
+        )
+
+
+def job(emulator: Emulator, folder: Path) -> None:
+    """Run the project of three rules on a pod, and here."""
+    project = Project(folder / "project", emulator)
+    there = min(seconds(lambda: again(project)) for _ in range(2))
+    here = min(seconds(lambda: again(project, "--executor", "local")) for _ in range(2))
+    print(
+        f"one job: {there:.1f} s on an emulated pod, {here:.1f} s here: {there - here:.1f} s more"
+    )
+
+
+def again(project: Project, *words: str) -> None:
+    for made in ("counts", "report.json", "texts"):
+        shutil.rmtree(project.folder / made, ignore_errors=True)
+        (project.folder / made).unlink(missing_ok=True)
+    said = project(*words)
+    assert said.code == 0, said.text
+
+
+def imports() -> None:
+    """Import the plugin beside Snakemake, which imports it at every start."""
+    best = {
+        code: min(
+            seconds(lambda: subprocess.run([sys.executable, "-c", f"import {code}"], check=True))  # noqa: B023
+            for _ in range(REPEATS)
+        )
+        for code in ("sys", "snakemake.cli", "snakemake.cli, snakemake_executor_plugin_runpod")
+    }
+    nothing, alone, both = best.values()
+    print(
+        f"import: Snakemake {alone - nothing:.2f} s, with the plugin {both - nothing:.2f} s: "
+        f"{1000 * (both - alone):.0f} ms more"
+    )
+
+
+def listings(account: Account, folder: Path) -> None:
+    """Watch fifty pods as their jobs do, and count what the service is asked."""
+    api = open_api("rest-v2")
+    fleet = Fleet(api, Ledger(folder / "ledger"), Limits(), print)
+    for number in range(PODS):
+        spec = Spec(
+            f"many-{number}",
+            "runpod/base:1",
+            "NVIDIA L4",
+            1,
+            "secure",
+            20,
+            4,
+            None,
+            "12.8",
+            None,
+            "",
+        )
+        api.create(spec)
+    ids = [view.id for view in api.pods() if view.name.startswith("many-")]
+    before = dict(account.calls)
+
+    async def wait(id: str) -> None:  # noqa: A002
+        end = time.monotonic() + WATCHED_S
+        while time.monotonic() < end:
+            assert await fleet.find(id)
+            await asyncio.sleep(fleet.limits.list_every)
+
+    async def watch() -> None:
+        await asyncio.gather(*map(wait, ids))
+
+    asyncio.run(watch())
+    after = account.calls
+    asked = {name: after[name] - before.get(name, 0) for name in after}
+    minute = {name: round(count * 60 / WATCHED_S) for name, count in asked.items() if count}
+    print(f"{PODS} pods that boot: {json.dumps(minute)} calls of the API a minute")
+    account.change(terminate=ids)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        emulator = Emulator(folder / "pods")
+        try:
+            account = emulator.account("benchmark")
+            os.environ |= account.environment()
+            imports()
+            staging(account, folder)
+            listings(account, folder)
+            account.change(terminate=[pod["id"] for pod in account.alive])
+            job(emulator, folder)
+        finally:
+            emulator.close()
+
+
+if __name__ == "__main__":
+    main()
