@@ -20,7 +20,8 @@ import types
 from pathlib import Path
 from moe_outliers import job
 
-job.run(lambda _: Path("/dev/full").write_text("x"), types.SimpleNamespace(log=["a.log"], output=[]))
+here = types.SimpleNamespace(log=["a.log"], output=[])
+job.run(lambda _: Path("/dev/full").write_text("x"), here)
 """
 
 
