@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo demo-runpod check lint types test test-slow test-all format constraints clean
+.PHONY: install demo demo-runpod check lint types test test-slow test-all soak format constraints clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,10 @@ test-slow: install
 	$(BIN)/python -m pytest $(PARALLEL) -m 'slow and not gpu'
 
 test-all: test test-slow
+
+# Hours of random faults; not in continuous integration.
+soak: install
+	CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 $(BIN)/python -m pytest --timeout 36000 tests/executor/test_chaos.py
 
 format: install
 	$(BIN)/ruff format src scripts tests benchmarks

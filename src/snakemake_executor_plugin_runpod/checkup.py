@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snakemake_executor_plugin_runpod.api import KEY_FIX, find_key, open_api
-from snakemake_executor_plugin_runpod.api.errors import ApiError
+from snakemake_executor_plugin_runpod.api.errors import BILLING, ApiError
 from snakemake_executor_plugin_runpod.ledger import FOLDER, Ledger
-from snakemake_executor_plugin_runpod.preflight import BILLING
 
 PACKAGES = ("asyncssh", "httpx", "runpod", "tenacity")
 

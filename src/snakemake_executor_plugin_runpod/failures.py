@@ -13,7 +13,8 @@ TAIL = 20
 SHORTAGES = {
     "vram": r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED",
     "disk": r"No space left on device|Disk quota exceeded",
-    "memory": r"Cannot allocate memory|MemoryError|oom-kill",
+    "memory": r"Cannot allocate memory|MemoryError|oom-kill"
+    r"|non-zero exit status 137|died with <Signals\.SIGKILL",
 }
 """What a console says when a pod was too small, by what there was too little of."""
 

@@ -83,7 +83,8 @@ class Rented(Pods):
         for lease in self._ledger.open_leases(task.key):
             if lease.kept:
                 continue
-            if taken is None and await self._can_take(lease, task, fingerprint):
+            ending = self._fleet.is_ending(lease)
+            if taken is None and not ending and await self._can_take(lease, task, fingerprint):
                 taken = lease
             else:
                 await self._fleet.end(lease)

@@ -11,14 +11,13 @@ from urllib.parse import quote
 import tenacity
 
 from snakemake_executor_plugin_runpod.api import Offer, PodApi
-from snakemake_executor_plugin_runpod.api.errors import ApiError, TransientError
+from snakemake_executor_plugin_runpod.api.errors import BILLING, ApiError, TransientError
 from snakemake_executor_plugin_runpod.fleet import pause
 from snakemake_executor_plugin_runpod.money import estimate
 from snakemake_executor_plugin_runpod.offers import Needs, candidates
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 
 HUB = "https://huggingface.co"
-BILLING = "https://console.runpod.io/user/billing"
 PATIENCE_S = 10
 TRIES = 4
 

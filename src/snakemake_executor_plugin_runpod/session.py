@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -114,10 +115,12 @@ class Session:
             return
         for lease in self.ledger.open_leases():
             if not lease.kept and lease.id:
-                self._say(
-                    f"pod {lease.id} may be alive at ${lease.rate:.2f}/h; it ends itself after "
-                    f"{self.settings.grace:g} minutes; run again to take it over, or end it: "
-                    "python -m snakemake_executor_plugin_runpod reap"
+                print(  # a process that ends has no logger any more
+                    f"runpod: pod {lease.id} may be alive at ${lease.rate:.2f}/h; it ends itself "
+                    f"after {self.settings.grace:g} minutes; run again to take it over, or end "
+                    "it: python -m snakemake_executor_plugin_runpod reap",
+                    file=sys.stderr,
+                    flush=True,
                 )
 
     def _refuse(self, waiting: list[Any]) -> None:

@@ -34,7 +34,8 @@ class Fault:
     - `banner` (silent, junk or hang), `throttle` (bytes a second), `blackhole` (after `bytes`): of
       its first `times` connections
     - `die`, `drop`, `truncate`, `flip`, `stall`: when a command that matches `at` is run on it, or
-      (`die` only) when a file that matches the glob `file` exists, or `after` seconds
+      (`die`, and `freeze`, which stops its processes) when a file that matches the glob `file`
+      exists, or `after` seconds
 
     Attributes:
         own: it happens to calls with a pod's own key instead of the user's.
@@ -70,5 +71,6 @@ class Fault:
         return bool(self.at) and re.search(self.at, command) is not None
 
 
-ON_COMMAND = {"die", "drop", "truncate", "flip", "stall"}
+ON_COMMAND = {"die", "drop", "truncate", "flip", "stall", "freeze", "noise"}
+ON_COMMAND |= {"denied", "moves", "new-key", "banner", "throttle", "blackhole"}
 """Faults that happen on the pod, while it works."""

@@ -136,7 +136,7 @@ class Pod:
         while True:
             await asyncio.sleep(0.05)
             for fault in self.faults:
-                if fault["kind"] == "die" and not fault["fired"]:
+                if fault["kind"] in ("die", "freeze") and not fault["fired"]:
                     after, pattern = fault["after"], fault["file"]
                     due = after is not None and time.monotonic() - begun > after
                     if due or (pattern and any(self.home.glob(pattern))):
@@ -148,6 +148,8 @@ class Pod:
         self.tell(("fired", fault["kind"]))
         if fault["kind"] == "die":
             self.tell(("died", None))
+        if fault["kind"] == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def fault_of(self, command: str) -> dict[str, Any] | None:
         """Return the fault that a command sets off."""

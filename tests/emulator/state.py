@@ -154,7 +154,7 @@ class Store:
                 created=self.clock(),
                 machine=secrets.token_hex(6),
                 secret=f"pod-{secrets.token_hex(12)}",
-                faults=[Fault(**vars(fault)) for fault in faults],
+                faults=[Fault(**vars(fault) | {"fired": 0}) for fault in faults],
             )
             if fault := pod.has("price"):
                 pod.rate = fault.value

@@ -126,6 +126,18 @@ def test_a_failed_job_brings_its_log_and_what_it_had_finished(project, undisturb
     assert "part 0 is there" in project.log()
 
 
+@pytest.mark.slow
+def test_a_foreign_workflow_needs_nothing_of_this_projects_science(project, undisturbed, tmp_path):
+    """Here, on the pods and in the rehearsal, importing moe_outliers or torch fails."""
+    for name in ("moe_outliers", "torch"):
+        (tmp_path / "without" / name).mkdir(parents=True)
+        (tmp_path / "without" / name / "__init__.py").write_text("raise ImportError('not here')\n")
+    project.rehearse()
+    path = f"{tmp_path / 'without'}:{project.folder / 'src'}"
+    said = project(PYTHONPATH=path)
+    project.ends_like(undisturbed, said, pods=1)
+
+
 def test_importing_the_plugin_imports_nothing_heavy():
     code = (
         "import snakemake_executor_plugin_runpod, sys;"

@@ -1,5 +1,6 @@
 """The sweep on emulated pods: the literal commands of a user, in a clone of this project."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from hub import COMMIT, Fault, Hub
 from slice import ROOT, Slice
 
 BIN = Path(sys.executable).parent
@@ -81,6 +84,36 @@ def test_a_dry_run_says_that_the_budget_is_too_small_and_an_option_wrong(clone):
     local = run(clone, BIN / "snakemake", "-n", "--quiet", "all")
     assert local[0] == 0
     assert "would cost" not in local[1]
+
+
+@pytest.mark.slow
+@pytest.mark.fault(68, 69)
+def test_a_pod_fetches_its_model_from_the_hub_itself(clone, demo, tmp_path):
+    """By the address that HF_ENDPOINT names, at the pinned commit, over a line that fails."""
+    source = demo.folder.parent / "models/mini-olmoe"
+    table = (ROOT / "config/demo.tsv").read_text().splitlines()
+    row = table[1].replace("demo/models/mini-olmoe\tlocal", f"org/mini-olmoe\t{COMMIT}")
+    (clone / "hub.tsv").write_text(f"{table[0]}\n{row}\n")
+    settings = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    settings |= {"table": "hub.tsv", "data": settings["data"] | {"sequences": 2}}
+    (clone / "hub.yaml").write_text(yaml.safe_dump(settings))
+    subprocess.run(["git", "add", "hub.tsv"], cwd=clone, check=True)
+    words = ["--profile", "runpod", "--directory", "hub-run", "--configfile", "hub.yaml"]
+    words += ["--runpod-min-download", "0", "--", "results/verify/mini-olmoe.json"]
+    with Hub(models={"org/mini-olmoe": source}) as hub:
+        hub.faults += [Fault("503", ".safetensors", times=1), Fault("429", "config.json", times=1)]
+        code, text = run(
+            clone,
+            *[sys.executable, "-m", "emulator", "--", BIN / "snakemake", *words],
+            PYTHONPATH=str(ROOT / "tests"),
+            HF_ENDPOINT=hub.url,
+            HF_HUB_OFFLINE="0",
+        )
+    assert code == 0, text[-6000:]
+    assert "emulated RunPod: 1 pods, 0 alive" in text
+    assert all(fault.fired for fault in hub.faults)
+    verdict = json.loads((clone / "hub-run/results/verify/mini-olmoe.json").read_text())
+    assert verdict["valid"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import re
 
+BILLING = "https://console.runpod.io/user/billing"
+
 
 class ApiError(Exception):
     """An error of the API. Its text never holds a query, a variable of a pod or a key.
@@ -100,7 +102,8 @@ def classify(
         )
         kind = next(matches, unknown)
     prefix = "" if status in (None, 200) else f"HTTP {status}: "
-    return kind(f"{prefix}{text or 'no message'}", retry_after)
+    fix = f" Add credit at {BILLING}" if kind is BrokeError else ""
+    return kind(f"{prefix}{text or 'no message'}{fix}", retry_after)
 
 
 def printable(text: str) -> str:
