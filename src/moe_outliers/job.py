@@ -1,5 +1,6 @@
 """What every rule's script shares: its log, its error message, and the digests of what it wrote."""
 
+import errno
 import logging
 import os
 import sys
@@ -60,9 +61,16 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
                 record(product)
     except Exception as error:
         logging.exception("the job failed")
-        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        print(f"error: {name}{error}\n(the traceback is in {job.log[0]})", file=sys.stderr)
+        print(f"error: {_said(error)}\n(the traceback is in {job.log[0]})", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _said(error: Exception) -> str:
+    """Say what an exception says; if a disk is full, with the fix."""
+    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    if os.strerror(errno.ENOSPC) in said:
+        said += "\na disk is full: free some and run the same command again; nothing is lost"
+    return said
 
 
 def announce() -> None:

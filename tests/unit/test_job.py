@@ -13,3 +13,24 @@ def test_a_script_whose_controller_is_gone_before_it_looks_ends_at_once():
     environment = os.environ | {"MOE_OUTLIERS_CONTROLLER": str(gone.pid)}
     ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, timeout=50, check=False)
     assert ended.returncode == 1
+
+
+FULL = """
+import types
+from pathlib import Path
+from moe_outliers import job
+
+here = types.SimpleNamespace(log=["a.log"], output=[])
+job.run(lambda _: Path("/dev/full").write_text("x"), here)
+"""
+
+
+def test_a_full_disk_is_said_in_one_message_with_the_fix(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("error: OSError: [Errno 28] No space left")
+    assert "a disk is full: free some and run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / "a.log").read_text()
