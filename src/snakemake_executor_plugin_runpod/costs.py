@@ -144,10 +144,10 @@ def _show(workflow: Any) -> None:
         settings = chosen.latest[0]
         try:
             settings.check()
+            named = sorted((title(job), needs(dict(job.resources.items()))) for job in jobs)
         except ValueError as error:
             print(f"runpod: {error}", file=sys.stderr)
             return
-        named = sorted((title(job), needs(dict(job.resources.items()))) for job in jobs)
         if settings.node:
             print(f"The {len(named)} remote jobs would run on {settings.node}.", file=sys.stderr)
             return

@@ -139,11 +139,6 @@ class Fleet:
             self._endings[lease.name] = ending
         return ending
 
-    def is_ending(self, lease: Lease) -> bool:
-        """Tell whether a pod is being ended now."""
-        ending = self._endings.get(lease.name)
-        return ending is not None and not ending.done()
-
     async def end_extra(self, id: str) -> None:  # noqa: A002
         """End a pod that has the name of another one."""
         for _ in range(ATTEMPTS):
@@ -182,7 +177,7 @@ class Fleet:
 
     def _end_stray(self, lease: Lease, view: PodView) -> None:
         """End a pod that turned up late, or that an earlier run left."""
-        if self.is_ending(lease):
+        if (ending := self._endings.get(lease.name)) and not ending.done():
             return
         if lease.id != view.id or not lease.open:
             lease = self.ledger.write("created", lease.name, id=view.id, rate=view.rate)

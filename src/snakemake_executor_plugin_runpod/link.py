@@ -127,23 +127,26 @@ class Link:
         """Have the agent do something, and yield its answer as it comes; see `ask`."""
         import asyncssh
 
-        wait = patience or self._limits.call
+        wait, process = patience or self._limits.call, None
         try:
             async with self._busy:
                 connection = await self._connect()
             words = f"python3 {self._agent} {command}"
-            async with connection.create_process(words, encoding=None) as process:
-                async for chunk in _exchange(process, request, body, wait):
-                    yield chunk
-                await asyncio.wait_for(process.wait_closed(), wait)
-                if process.exit_status != 0:  # None: the connection broke
-                    text = printable((await process.stderr.read(2000)).decode(errors="replace"))
-                    if process.exit_status is None:
-                        raise LostError("the connection broke")
-                    raise RemoteError(f"exit status {process.exit_status}: {text[-500:]}")
+            process = await asyncio.wait_for(connection.create_process(words, encoding=None), wait)
+            async for chunk in _exchange(process, request, body, wait):
+                yield chunk
+            await asyncio.wait_for(process.wait_closed(), wait)
+            if process.exit_status != 0:  # None: the connection broke
+                text = printable((await process.stderr.read(2000)).decode(errors="replace"))
+                if process.exit_status is None:
+                    raise LostError("the connection broke")
+                raise RemoteError(f"exit status {process.exit_status}: {text[-500:]}")
         except (asyncssh.Error, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             await self.close()
             raise LostError(_reason(error)) from None
+        finally:
+            if process is not None:
+                process.close()  # without waiting: nobody may be there to agree
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -196,7 +199,8 @@ class Link:
             script += f"cat > \"{folder}/{name}.part\" <<'END OF {name}'\n{text}\nEND OF {name}\n"
         for name in sorted(PROGRAMS, reverse=True):
             script += f'mv "{folder}/{name}.part" "{folder}/{name}"\n'
-        done = await asyncio.wait_for(connection.run("sh -s", input=script), self._limits.call)
+        installing = connection.run("sh -s", input=script, errors="replace")  # a shell may talk
+        done = await asyncio.wait_for(installing, self._limits.call)
         if done.exit_status is None:
             raise LostError("the connection broke")
         if done.exit_status != 0:

@@ -49,7 +49,12 @@ def needs(resource: Mapping[str, Any]) -> Needs:
 
     Those that only this executor knows are gpus, vram_gb, min_memory_gb, disk_gb, download_gb and
     hub; of Snakemake's own it takes mem_mb, disk_mb and runtime.
+
+    Raises:
+        ValueError: if the runtime is 0, which Snakemake makes of anything below a minute.
     """
+    if resource.get("runtime") == 0:
+        raise ValueError("resource runtime is 0 minutes: give a whole number, at least 1")
 
     def number(name: str, otherwise: float = 0) -> float:
         value = resource.get(name, otherwise)

@@ -83,8 +83,8 @@ class Rented(Pods):
         for lease in self._ledger.open_leases(task.key):
             if lease.kept:
                 continue
-            ending = self._fleet.is_ending(lease)
-            if taken is None and not ending and await self._can_take(lease, task, fingerprint):
+            given_back = lease.run == self._ledger.run  # by an attempt of this run: it is no good
+            if taken is None and not given_back and await self._can_take(lease, task, fingerprint):
                 taken = lease
             else:
                 await self._fleet.end(lease)

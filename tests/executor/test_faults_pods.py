@@ -64,10 +64,25 @@ def test_32_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
     snakefile = project.folder / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("runtime=10,", "runtime=1,"))
     overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 60}}')
+    overlay.write_text('{"count": {"seconds": 600}}')
     said = project("--configfile", str(overlay))
     assert said.code == 1
+    assert "it ran longer than its limit of 1 minutes" in said.text
     assert not project.account.alive
+
+
+@slow
+@pytest.mark.fault(33)
+def test_33_a_limit_of_no_minutes_is_refused_before_a_pod(project):
+    """It would be no limit at all: the pod would be billed for as long as pods may live."""
+    snakefile = project.folder / "Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("runtime=10,", "runtime=0.05,"))
+    dry = project("-n")
+    said = project()
+    assert said.code == 1
+    assert "resource runtime is 0 minutes" in said.text
+    assert not project.account.pods
+    assert "Traceback" not in dry.text
 
 
 @pytest.mark.fault(34)
