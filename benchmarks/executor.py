@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests/execut
 from emulator.client import Account, Emulator  # noqa: E402
 from executor_rig import Project  # noqa: E402
 
-from snakemake_executor_plugin_runpod.api import Endpoint, PodView, Spec, open_api  # noqa: E402
+from snakemake_executor_plugin_runpod.api import Endpoint, Spec, open_api  # noqa: E402
 from snakemake_executor_plugin_runpod.fleet import Fleet  # noqa: E402
 from snakemake_executor_plugin_runpod.ledger import Ledger  # noqa: E402
 from snakemake_executor_plugin_runpod.limits import Limits  # noqa: E402
@@ -44,32 +44,35 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def pod(account: Account, name: str, key: str) -> PodView:
+def spec(name: str, folder: Path) -> Spec:
+    """Describe a pod that can be logged in to with the key of a folder."""
+    key = {"PUBLIC_KEY": Identity.of_project(folder / "key").public()}
+    return Spec(name, "runpod/base:1", "NVIDIA L4", 1, "secure", 20, 4, None, "12.8", None, "", key)
+
+
+def endpoint(name: str, folder: Path) -> Endpoint:
     """Create a pod, and wait until it has a port for SSH."""
     api = open_api("rest-v2")
-    spec = Spec(name, "runpod/base:1", "NVIDIA L4", 1, "secure", 20, 4, None, "12.8", None, "")
-    spec.env["PUBLIC_KEY"] = key
-    id = api.create(spec)  # noqa: A001
+    id = api.create(spec(name, folder))  # noqa: A001
     while not (view := api.pod(id)) or not view.endpoint:
         time.sleep(0.05)
-    return view
+    return view.endpoint
 
 
-def staging(account: Account, folder: Path) -> None:
+def staging(folder: Path) -> None:
     """Send files by the plugin and by scp, to the same server."""
     identity = Identity.of_project(folder / "key")
     for label, sizes in (
         (f"{SMALL} files of {SMALL_BYTES // 1024} kB", [SMALL_BYTES] * SMALL),
         (f"one file of {LARGE_BYTES / 1e6:.0f} MB", [LARGE_BYTES]),
     ):
-        view = pod(account, f"bench-{len(sizes)}", identity.public())
-        assert view.endpoint
+        there = endpoint(f"bench-{len(sizes)}", folder)
         source = folder / f"files-{len(sizes)}"
         source.mkdir()
         for number, size in enumerate(sizes):
             (source / f"{number:04d}").write_bytes(os.urandom(size))
         paths = sorted(source.iterdir())
-        link = Link(Endpoint(view.endpoint.host, view.endpoint.port), identity, Limits())
+        link = Link(there, identity, Limits())
 
         async def send(link: Link = link, paths: list[Path] = paths) -> None:
             digests = Digests()
@@ -78,9 +81,9 @@ def staging(account: Account, folder: Path) -> None:
             await link.close()
 
         ours = seconds(lambda: asyncio.run(send()))
-        words = ["scp", "-O", "-q", "-i", str(identity.path), "-P", str(view.endpoint.port)]
+        words = ["scp", "-O", "-q", "-i", str(identity.path), "-P", str(there.port)]
         words += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        words += [*map(str, paths), f"root@{view.endpoint.host}:/"]
+        words += [*map(str, paths), f"root@{there.host}:/"]
         plain = seconds(lambda: subprocess.run(words, check=True))  # noqa: B023
         print(
             f"staging {label}: {ours:.2f} s with sha256 on both sides, scp {plain:.2f} s: "
@@ -127,20 +130,7 @@ def listings(account: Account, folder: Path) -> None:
     api = open_api("rest-v2")
     fleet = Fleet(api, Ledger(folder / "ledger"), Limits(), print)
     for number in range(PODS):
-        spec = Spec(
-            f"many-{number}",
-            "runpod/base:1",
-            "NVIDIA L4",
-            1,
-            "secure",
-            20,
-            4,
-            None,
-            "12.8",
-            None,
-            "",
-        )
-        api.create(spec)
+        api.create(spec(f"many-{number}", folder))
     ids = [view.id for view in api.pods() if view.name.startswith("many-")]
     before = dict(account.calls)
 
@@ -170,7 +160,7 @@ def main() -> None:
             account = emulator.account("benchmark")
             os.environ |= account.environment()
             imports()
-            staging(account, folder)
+            staging(folder)
             listings(account, folder)
             account.change(terminate=[pod["id"] for pod in account.alive])
             job(emulator, folder)

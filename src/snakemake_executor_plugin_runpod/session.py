@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ class Session:
         Raises:
             ValueError: if a setting is wrong, or another process is the controller.
         """
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # this process knows the API key
         self._workflow, self._say = workflow, say
         self.settings: ExecutorSettings = workflow.executor_settings or ExecutorSettings()
         self.settings.check()

@@ -36,6 +36,7 @@ def project(emulator, tmp_path):
     alive = made.account.alive
     made.account.change(terminate=[pod["id"] for pod in alive])
     assert not alive, alive
+    assert not made.spilt()
 
 
 @pytest.fixture(scope="session")

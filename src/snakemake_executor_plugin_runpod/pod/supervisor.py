@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -144,6 +145,7 @@ def supervise(folder: Path) -> Json:
 def main() -> None:
     """Supervise the job of the folder that is named."""
     folder = Path(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what a job knows stays out of core dumps
     try:
         state = supervise(folder)
     except Exception as error:  # whatever it is, the controller must hear of it
