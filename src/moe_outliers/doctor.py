@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 HUB = "https://huggingface.co"
@@ -134,11 +135,11 @@ def hub() -> Finding:
     """Reach the model hub, with the token if there is one."""
     where = os.environ.get("HF_ENDPOINT", HUB)
     token = os.environ.get("HF_TOKEN")
-    path, headers = ("/api/whoami-v2", {"Authorization": f"Bearer {token}"}) if token else ("/", {})
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(where + path, headers=headers), timeout=PATIENCE_S
-        ):
+        request = urllib.request.Request(where + ("/api/whoami-v2" if token else "/"))
+        if token:  # never to another host, that a redirection names
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=PATIENCE_S):
             said = "reached, the token is accepted" if token else "reached, without a token"
             return Finding("model hub", "ok", f"{where}: {said}")
     except urllib.error.HTTPError as error:
@@ -146,8 +147,8 @@ def hub() -> Finding:
             fix = f"set HF_TOKEN to a token of {where}/settings/tokens, or unset it"
             return Finding("model hub", "fault", f"{where}: the token is refused", fix)
         return Finding("model hub", "warning", f"{where}: HTTP {error.code}", "try again later")
-    except OSError as error:
-        fix = "check the network; set HF_ENDPOINT for a mirror"
+    except (OSError, ValueError, HTTPException) as error:
+        fix = "check the network; set HF_ENDPOINT for a mirror, such as https://hf-mirror.com"
         return Finding("model hub", "warning", f"{where}: {error}", fix)
 
 

@@ -181,13 +181,13 @@ class Recorder:
 
     def _keep_experts(self) -> None:
         """Keep what the experts of several sequences wrote, each block's with few operations."""
-        while self._experts:
-            block, held = self._experts.popitem()
-            sequences, kept = zip(*held, strict=True)
+        for block in list(self._experts):
+            sequences, kept = zip(*self._experts[block], strict=True)
             values = {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
             unpicked, total = values["expert_max_feature"] < 0, values["expert_total"].float()
             values["expert_total"] = torch.where(unpicked, 0.0, total)
             self._keep("moe", block, sequences, values)
+            del self._experts[block]  # only now: memory may run out before
 
     def loss(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
         """Take the final norm's output, (row, position, feature), of the current sequences."""

@@ -195,13 +195,14 @@ class Batched:
             return self._fused.experts(raw, weights, picked, count)
 
     def flush(self) -> None:
-        """Reduce all that is held."""
-        while self._held:
-            (scope, number, *how), held = self._held.popitem()
-            sequences, *parts = zip(*held, strict=True)
+        """Reduce all that is held; what memory did not suffice for stays held, for another try."""
+        for key in list(self._held):
+            scope, number, *how = key
+            sequences, *parts = zip(*self._held[key], strict=True)
             with self._here:
                 values = self._reduce(scope, how, sequences, parts)
             self._keep(scope, number, sequences, values)
+            del self._held[key]
         self._bytes = 0
 
     def _hold(self, key: tuple[Any, ...], sequence: int, *tensors: Any) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 
 from snakemake_executor_plugin_runpod import views
 from snakemake_executor_plugin_runpod.api import PodApi, find_key, open_api
-from snakemake_executor_plugin_runpod.api.errors import ApiError
+from snakemake_executor_plugin_runpod.api.errors import ApiError, printable
 from snakemake_executor_plugin_runpod.ledger import FOLDER, Ledger
 from snakemake_executor_plugin_runpod.limits import limits
 from snakemake_executor_plugin_runpod.report import table
@@ -61,7 +62,7 @@ def status(directory: Directory = Path(), watch: bool = False, as_json: AsJson =
         _print(found, as_json, "no job of this folder has had a pod")
         if found and not as_json:
             typer.echo(f"  total ${sum(job['dollars'] for job in found):.4f}, an estimate")
-        if not watch or not any(job["alive"] for job in found):
+        if not watch or as_json or not any(job["alive"] for job in found):
             return
         time.sleep(WATCH_S)
 
@@ -73,14 +74,15 @@ def logs(name: Name, directory: Directory = Path(), follow: bool = False) -> Non
     path = directory / FOLDER / "logs" / f"{lease.name}.log"
     if not path.exists() and not follow:
         raise ValueError(f"{lease.title} has printed nothing yet on pod {lease.id}")
-    at = 0
+    at, rest = 0, b""
     while True:
         if path.exists():
-            text = path.read_bytes()
-            sys.stdout.write(text[at if at <= len(text) else 0 :].decode(errors="replace"))
-            sys.stdout.flush()
-            at = len(text)
+            *lines, rest = path.read_bytes().split(b"\n")
+            for line in lines[at if at <= len(lines) else 0 :]:
+                typer.echo(printable(line.decode(errors="replace")))
+            at = len(lines)
         if not follow or not _ledger(directory).leases[lease.name].open:
+            typer.echo(printable(rest.decode(errors="replace")), nl=False)
             return
         time.sleep(WATCH_S / 4)
 
@@ -92,13 +94,18 @@ def ssh(
     api: Transport = "auto",
     show: Annotated[bool, typer.Option("--print", help="Print the command instead.")] = False,
 ) -> None:
-    """Log in to a pod, with the key of this folder; only the pod's own host key is accepted."""
+    """Log in to a pod, with the key of this folder.
+
+    Only the host key that the run saw is accepted, once it has seen one.
+    """
     lease = views.find(_ledger(directory), name)
     view = _api(api).pod(lease.id) if lease.id else None
     if view is None or view.endpoint is None:
         raise ValueError(f"pod {lease.id or lease.name} of {lease.title} has no port for SSH now")
     folder = (directory / FOLDER).absolute()
     host = f"[{view.endpoint.host}]:{view.endpoint.port}"
+    if not show and not shutil.which("ssh"):
+        raise ValueError("there is no ssh here: install openssh-client, or see --print")
     words = ["ssh", "-i", str(folder / "id_ed25519"), "-o", "IdentitiesOnly=yes"]
     if lease.host_key:
         known = folder / f"known_hosts.{lease.name}"
@@ -172,14 +179,18 @@ async def _end(service: PodApi, ledger: Ledger, found: list[dict[str, Any]]) -> 
     fleet = Fleet(service, ledger, limits(), typer.echo)
     left = []
     for pod in found:
-        lease = ledger.leases.get(pod["name"])
-        if lease is None or not lease.open:
-            await fleet.end_extra(pod["pod"])
-            proven = await fleet.is_gone(pod["pod"])
-        else:
-            proven = await fleet.end(lease)
+        lease, proven = ledger.leases.get(pod["name"]), False
+        try:
+            if lease is not None and lease.open:
+                proven = await fleet.end(lease)
+            if pod["pod"] and not proven:
+                await fleet.end_extra(pod["pod"])
+                proven = await fleet.is_gone(pod["pod"])
+        except ApiError as error:
+            typer.echo(f"pod {pod['pod'] or pod['name']}: {error}", err=True)
         if not proven:
             left.append(str(pod["pod"] or pod["name"]))
+    await fleet.settle()
     return left
 
 

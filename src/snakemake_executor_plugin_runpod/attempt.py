@@ -201,7 +201,9 @@ class Attempt:
                 return state
             dead = 0 if state["alive"] or size or state["phase"] in ENDED else dead + 1
             if dead > 1:
-                raise ShortageError("memory", 0, "    its process was killed")
+                raise ShortageError(
+                    "memory", available("memory", self._facts), "    its process was killed"
+                )
             if self.task.updates and time.monotonic() - harvested > self._limits.harvest:
                 await self._steady(self.harvest)
                 harvested = time.monotonic()

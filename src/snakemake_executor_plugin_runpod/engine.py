@@ -22,8 +22,11 @@ from snakemake_executor_plugin_runpod.rehearsal import rehearse
 from snakemake_executor_plugin_runpod.tasks import Task
 from snakemake_executor_plugin_runpod.transfer import Digests
 
-STEPS = 3
-"""How often a job gets a larger pod, and how often a machine that is no good is left."""
+LARGER = 2
+"""How often a job gets a larger pod."""
+
+OTHERS = 3
+"""How often a machine that is no good is left for another."""
 
 LAST_HARVEST_S = 20
 
@@ -59,8 +62,11 @@ class Engine:
             except BudgetError as error:
                 await self.halt(str(error))
                 return
-            with suppress(ApiError):
+            try:
                 await self._pods.watch()
+            except Exception as error:  # whatever it is, the next look may do better
+                if not isinstance(error, ApiError):
+                    self._context.say(f"the pods could not be looked at: {error}")
             await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
 
     async def halt(self, reason: str, *, detach: bool = False) -> None:
@@ -103,8 +109,8 @@ class Engine:
         await self._rehearse(task)
         patience = {
             PodLostError: self._context.settings.restarts or 0,
-            BadHostError: STEPS,
-            ShortageError: STEPS,
+            BadHostError: OTHERS,
+            ShortageError: LARGER,
         }
         while True:
             try:
@@ -120,17 +126,18 @@ class Engine:
     async def _once(self, task: Task, fingerprint: str) -> None:
         """Run a job on one pod, and see to it that the pod ends."""
         lease = await self._pods.get(task, fingerprint)
-        attempt, failed = None, True
+        attempt, failed = None, False
         try:
             link = await self._pods.link(lease)
             attempt = Attempt(
                 task, lease, link, self._context, lambda: self._pods.gone(lease, link)
             )
             await attempt.run()
-            failed = False
+        except JobError:
+            failed = True
+            raise
         except asyncio.CancelledError:
             await self._salvage(attempt)
-            failed = False
             raise
         except BadHostError:
             self._pods.avoid(lease)

@@ -101,6 +101,11 @@ class Executor(RemoteExecutor):
             aux = info.aux or {}
             running = aux.get("running")
             if running is None:
+                try:
+                    await self._session.ready(info.job)
+                except ValueError as error:
+                    self.report_job_error(info, msg=f"{error}\n")
+                    continue
                 running = aux["running"] = self._session.engine.submit(aux["task"])
                 self._jobs[id(info)] = running
             if not running.done():

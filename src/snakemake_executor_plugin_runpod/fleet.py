@@ -168,7 +168,11 @@ class Fleet:
         views = await self.call(self.api.pods)
         self.listings += 1
         self._began = began
+        before = self._views
         self._views = {view.id: view for view in views if not view.terminated}
+        for kept in self.ledger.open_leases():
+            if kept.kept and kept.id and kept.id not in self._views | before:
+                self.ledger.write("gone", kept.name)  # it has ended itself, as it was to
         self._seen.update(self._views)
         for view in self._views.values():
             lease = self.ledger.leases.get(view.name)
@@ -196,7 +200,7 @@ class Fleet:
             except UnauthorisedError as error:
                 self._alarm(lease, str(error))
                 return False
-            except ApiError as error:
+            except (ApiError, OSError) as error:  # the second: the ledger's disk is full
                 self.say(f"pod {lease.id or lease.name} could not be ended yet: {error}")
             if time.monotonic() >= end:
                 self._alarm(lease, f"not proven within {self.limits.terminate:.0f} s")

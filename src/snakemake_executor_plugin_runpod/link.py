@@ -106,7 +106,12 @@ class Link:
             LostError: if the connection fails or is silent for too long.
             RemoteError: if the agent could not do it.
         """
-        chunks = [chunk async for chunk in self.stream(command, request, body, patience)]
+        chunks, size = [], 0
+        async for chunk in self.stream(command, request, body, patience):
+            chunks.append(chunk)
+            if (size := size + len(chunk)) > ANSWER:
+                await self.close()
+                raise RemoteError(f"an answer of more than {ANSWER} bytes")
         try:
             answer = json.loads(b"".join(chunks))
         except ValueError:
@@ -183,9 +188,12 @@ class Link:
             )
         shown = connection.get_server_host_key()
         self.host_key = shown.export_public_key().decode().strip() if shown else None
+        try:
+            self._agent = self._agent or await self._install(connection)
+        except BaseException:
+            connection.abort()
+            raise
         self._connection = connection
-        if self._agent is None:
-            self._agent = await self._install(connection)
         return connection
 
     async def _install(self, connection: Any) -> str:
@@ -228,9 +236,7 @@ async def _exchange(
             if process.channel.get_exit_status() is None and not text:
                 raise LostError("the connection broke")
             raise RemoteError(f"no answer: {printable(text.decode(errors='replace'))[-500:]}")
-    size = 0
     while chunk := await asyncio.wait_for(process.stdout.read(PIECE), wait):
-        size += len(chunk)
         yield chunk
 
 

@@ -154,7 +154,8 @@ class Rented(Pods):
             return
         left = [lease for lease in self._ledger.open_leases() if not lease.kept]
         self._fleet.wanted.clear()
-        await asyncio.gather(*(self._fleet.end(lease) for lease in left))
+        ended = (self._fleet.end(lease) for lease in left)
+        await asyncio.gather(*ended, return_exceptions=True)
 
     def avoid(self, lease: Lease) -> None:
         """Remember the host, where the API shows it."""

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from urllib.parse import quote
 
 import tenacity
@@ -94,8 +95,9 @@ def _ask_hub(file: str, say: Callable[[str], None]) -> str | None:
     where = os.environ.get("HF_ENDPOINT", HUB)
     address = f"{where}/{repository}/resolve/{quote(revision or 'main', safe='')}/config.json"
     token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(address, headers=headers, method="HEAD")
+    request = urllib.request.Request(address, method="HEAD")
+    if token:  # never to another host, that a redirection names
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE_S):
             return None
@@ -108,6 +110,6 @@ def _ask_hub(file: str, say: Callable[[str], None]) -> str | None:
         if error.code == 404:
             return f"{where} has no {repository} at {revision or 'main'}"
         say(f"{where} answered {error.code} for {repository}: going on")
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         say(f"{where} could not be asked for {repository} ({error}): going on")
     return None

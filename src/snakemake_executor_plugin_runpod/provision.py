@@ -141,8 +141,8 @@ class Provision:
     async def _rent(self, task: Task, candidate: Candidate, fingerprint: str) -> Lease:
         name = f"{PREFIX}-{self._project}-{task.key}-{secrets.token_hex(4)}"
         price = candidate.price or 0.0
+        await self._wait_for_turn()  # what is planned after it stands in the ledger at once
         self._budget.plan(name, estimate(task.needs).expected * price / 60)
-        await self._wait_for_turn()
         reach(Failpoint.BEFORE_INTENT)
         self._fleet.wanted.add(name)
         lease = self._ledger.intend(

@@ -65,16 +65,31 @@ class Session:
             ValueError: saying what is wrong and how to mend it.
         """
         waiting = [job for job in self._workflow.dag.needrun_jobs() if not job.is_local]
+        try:
+            await self._prepare(waiting)
+        except (ApiError, ValueError) as error:
+            if waiting:
+                raise ValueError(str(error)) from None
+            self._say(f"{error}; earlier pods could not be looked at")
+
+    async def ready(self, job: Any) -> None:
+        """Prepare for a job that was not known at the start, as those behind a checkpoint.
+
+        Raises:
+            ValueError: as `start` does.
+        """
+        if self._guard is None:
+            try:
+                await self._prepare([job])
+            except ApiError as error:
+                raise ValueError(str(error)) from None
+
+    async def _prepare(self, waiting: list[Any]) -> None:
         self._refuse(waiting)
         if self.settings.node:
             self._pods = Node(self._context, self.settings.node)
         elif waiting or self.ledger.open_leases():
-            try:
-                await asyncio.to_thread(self._rent_from_runpod, waiting)
-            except (ApiError, ValueError) as error:
-                if waiting:
-                    raise ValueError(str(error)) from None
-                self._say(f"{error}; earlier pods could not be looked at")
+            await asyncio.to_thread(self._rent_from_runpod, waiting)
         if self._pods is None:
             return
         self.engine = Engine(self._context, self._pods, self._budget)
@@ -116,11 +131,11 @@ class Session:
         if self._detached:
             return
         for lease in self.ledger.open_leases():
-            if not lease.kept and lease.id:
+            if not lease.kept:
                 print(  # a process that ends has no logger any more
-                    f"runpod: pod {lease.id} may be alive at ${lease.rate:.2f}/h; it ends itself "
-                    f"after {self.settings.grace:g} minutes; run again to take it over, or end "
-                    "it: python -m snakemake_executor_plugin_runpod reap",
+                    f"runpod: pod {lease.id or lease.name} may be alive at ${lease.rate:.2f}/h; "
+                    f"it ends itself after {self.settings.grace:g} minutes; run again to take it "
+                    "over, or end it: python -m snakemake_executor_plugin_runpod reap",
                     file=sys.stderr,
                     flush=True,
                 )

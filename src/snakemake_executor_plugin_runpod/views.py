@@ -62,28 +62,28 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
         counts on it, the API does not list it), `of another folder`, or `not asked`.
     """
     now = time.time()
-    by_name = {view.name: view for view in seen or () if not view.terminated}
+    living = [view for view in seen or () if not view.terminated]
     found = []
     for lease in ledger.leases.values():
-        view = by_name.pop(lease.name, None)
-        if view is None and not lease.open:
-            continue
-        state = "not asked"
-        if seen is not None:
-            state = "gone" if view is None else "alive" if lease.open else "left over"
-        found.append(
-            {
-                "pod": view.id if view else lease.id,
-                "name": lease.name,
-                "job": lease.title,
-                "gpu": lease.gpu,
-                "rate": (view.rate if view else None) or lease.rate,
-                "minutes": round(((lease.ended or now) - lease.asked) / 60, 1),
-                "dollars": round(lease.cost(now), 4),
-                "state": "kept" if lease.kept and state == "alive" else state,
-            }
-        )
-    strangers = (view for view in by_name.values() if view.name.startswith(PREFIX))
+        own: list[PodView | None] = [view for view in living if view.name == lease.name]
+        for view in own or ([None] if lease.open else []):
+            state = "not asked"
+            if seen is not None:
+                state = "gone" if view is None else "alive" if lease.open else "left over"
+            found.append(
+                {
+                    "pod": view.id if view else lease.id,
+                    "name": lease.name,
+                    "job": lease.title,
+                    "gpu": lease.gpu,
+                    "rate": (view.rate if view else None) or lease.rate,
+                    "minutes": round(((lease.ended or now) - lease.asked) / 60, 1),
+                    "dollars": round(lease.cost(now), 4),
+                    "state": "kept" if lease.kept and state == "alive" else state,
+                }
+            )
+    unknown = (view for view in living if view.name not in ledger.leases)
+    strangers = (view for view in unknown if view.name.startswith(PREFIX))
     found += [
         {
             "pod": view.id,

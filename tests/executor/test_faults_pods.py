@@ -1,5 +1,7 @@
 """Faults of pods that are at work: what was finished stays, the rest is made again elsewhere."""
 
+import json
+
 import pytest
 from executor_rig import wait_until
 
@@ -57,9 +59,9 @@ def test_a_pod_that_dies_again_and_again_fails_the_job(project):
     assert not project.account.alive
 
 
-@pytest.mark.fault(32, 33)
+@pytest.mark.fault(33)
 @slow
-def test_32_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
+def test_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
     """The rule's `runtime` is a minute here."""
     snakefile = project.folder / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("runtime=10,", "runtime=1,"))
@@ -93,8 +95,6 @@ def test_34_a_job_whose_process_was_killed_gets_more_memory(project, undisturbed
     script.write_text(script.read_text().replace("\ntext = ", f"\n{kill}\ntext = "))
     said = project()
     project.ends_like(undisturbed, said, pods=2)
-    first, second = project.account.pods
-    assert second["spec"]["memory"] > first["spec"]["memory"] or "--runpod-api" not in said.text
     assert "steps more memory after 64 GB" in project.log()
 
 
@@ -107,8 +107,6 @@ def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
         "touch": "NVIDIA L40S",
     }
     overlay = project.folder / "large.json"
-    import json
-
     overlay.write_text(json.dumps({"count": count, "vram_gb": 20}))
     said = project("--configfile", str(overlay))
     project.ends_like(undisturbed, said, pods=2)
@@ -151,3 +149,33 @@ def test_a_pod_makes_the_environment_of_its_job(project, undisturbed):
     project.account.change(faults=[{"on": "pod", "kind": "bare"}])
     said = project(timeout=400, SNAKEMAKE_RUNPOD_TIME_SCALE="1")
     project.ends_like(undisturbed, said, pods=1)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("why", "kept"),
+    [({"message": "part of it", "fail": "1"}, 1), ({}, 0)],
+    ids=["the job failed", "the pod was no good"],
+)
+def test_a_pod_is_kept_for_a_job_that_failed_and_for_nothing_else(project, why, kept):
+    """One that cannot end itself, above all, is never kept."""
+    if not kept:
+        project.account.change(faults=[{"on": "pod", "kind": "no-power", "times": 2}])
+    overlay = project.folder / "fails.json"
+    overlay.write_text(json.dumps({"count": why}))
+    said = project("--configfile", str(overlay), "--runpod-keep-pod-on-failure")
+    assert (said.code, len(project.account.alive)) == (kept, kept), said.text
+    if kept:
+        (pod,) = project.account.alive
+        assert f"pod {pod['id']} is kept for you" in said.text
+        project.account.change(terminate=[pod["id"]])
+        overlay.write_text('{"count": {"fail": ""}}')
+        assert project("--configfile", str(overlay)).code == 0
+        assert not _open(project)
+
+
+def _open(project):
+    from snakemake_executor_plugin_runpod.ledger import Ledger
+
+    ledger = Ledger(project.folder / ".snakemake/runpod")
+    return [vars(lease) for lease in ledger.open_leases()]

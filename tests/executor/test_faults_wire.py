@@ -155,6 +155,8 @@ def test_61_a_full_disk_here_costs_a_rerun_and_no_pod(project, undisturbed, smal
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(free - 8192, 1))
     said = project.finish(run)
+    assert said.code != 0, said.text
+    assert not project.leftovers()
     wait_until(lambda: not project.account.alive)
     ballast.unlink()
     said = project()

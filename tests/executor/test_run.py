@@ -100,6 +100,38 @@ def test_several_jobs_at_a_time_share_the_listings(project):
     assert not found["alive"]
 
 
+CHECKPOINT = """
+localrules: all, list
+
+def wanted(wildcards):
+    return f"made/{open(checkpoints.list.get().output[0]).read().strip()}.txt"
+
+rule all:
+    input: wanted
+
+checkpoint list:
+    output: "list.txt"
+    shell: "echo one > {output}"
+
+rule make:
+    output: "made/{name}.txt"
+    resources: vram_gb=16, disk_gb=20, min_memory_gb=4, runtime=10
+    shell: "echo {wildcards.name} > {output}"
+"""
+
+
+@pytest.mark.slow
+def test_jobs_behind_a_checkpoint_get_a_pod_too(project):
+    """At the start none of them is known."""
+    (project.folder / "Snakefile").write_text(CHECKPOINT)
+    project.commit()
+    said = project()
+    assert said.code == 0, said.text
+    assert (project.folder / "made/one.txt").read_text() == "one\n"
+    assert len(project.account.pods) == 1
+    assert not project.account.alive
+
+
 @pytest.mark.slow
 def test_never_more_pods_than_allowed(project):
     texts = ["alpha", "beta", "gamma"]
@@ -109,6 +141,7 @@ def test_never_more_pods_than_allowed(project):
     assert project.account.peak <= 2  # one that works, and one that is being ended
 
 
+@pytest.mark.fault(32)
 @pytest.mark.slow
 def test_a_failed_job_brings_its_log_and_what_it_had_finished(project, undisturbed):
     project.variables["PROBE"] = "1"

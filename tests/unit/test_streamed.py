@@ -122,6 +122,26 @@ def test_out_of_device_memory_less_is_read_ahead_and_no_byte_changes(
     assert "prefetch depth 1 -> 0" in lines[0]
 
 
+@pytest.mark.fault(84)
+@pytest.mark.parametrize("moment", [1, 5, 12])
+def test_out_of_device_memory_while_statistics_are_kept_loses_none(
+    moment, tiny_checkpoint, monkeypatch
+):
+    """What was held when memory ran out is kept at the next try."""
+    folder, keep, calls = tiny_checkpoint("gpt_oss"), Recorder._keep, Counter()
+    wanted = stream(folder)
+
+    def scarce(self, scope, *rest):
+        calls[scope] += 1
+        if scope == "moe" and calls[scope] == moment:
+            raise torch.OutOfMemoryError("none left")
+        keep(self, scope, *rest)
+
+    monkeypatch.setattr(Recorder, "_keep", scarce)
+    assert stream(folder) == wanted
+    assert calls["moe"] > moment
+
+
 @pytest.mark.fault(83)
 def test_out_of_device_memory_with_nothing_read_ahead_is_an_error_with_the_way_out(
     tiny_checkpoint, monkeypatch

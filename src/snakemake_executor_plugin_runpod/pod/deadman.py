@@ -65,7 +65,7 @@ def probe() -> dict[str, str]:
     for name, end in ways(NOBODY):
         try:
             status, text = end()
-        except OSError as error:
+        except Exception as error:  # a broken answer too is none
             found[name] = f"no answer: {error}"
             continue
         missing = status == 404 or (status == 200 and "not found" in text.lower())
@@ -76,17 +76,18 @@ def probe() -> dict[str, str]:
 def end(pod: str) -> None:
     """Try every way once; success shows by this process ending with its pod."""
     for _, terminate in ways(pod):
-        with suppress(OSError):
+        with suppress(Exception):  # nothing may stop the tries
             terminate()
-    with suppress(OSError, subprocess.TimeoutExpired):
+    with suppress(Exception):
         subprocess.run(["runpodctl", "remove", "pod", pod], timeout=60, check=False)
 
 
 def save(state: dict[str, Any]) -> None:
     """Write the state where a login by SSH finds it."""
     part = STATE.with_suffix(".part")
-    part.write_text(json.dumps(state))
-    part.replace(STATE)
+    with suppress(OSError):  # a full disk must not end the watch
+        part.write_text(json.dumps(state))
+        part.replace(STATE)
 
 
 def watch(grace: float, lifetime: float) -> None:
