@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import chdir
 from pathlib import Path
 
 from moe_outliers import files, job, receipts
@@ -88,6 +89,21 @@ def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
     if recorded[1] != job.digest(product, sha256):
         return "the content differs from its recorded digest"
     return None
+
+
+def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
+    """Make sure that products are there and are what their rules wrote.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    with chdir(directory):
+        hashes = Hashes(Path(".snakemake/moe-outliers/hashes.json"))
+        for name in products:
+            if not Path(name).exists():
+                raise ValueError(f"{directory / name} is not there: run snakemake first")
+            if fault := product_fault(Path(name), hashes):
+                raise ValueError(f"{directory / name}: {fault}: run snakemake first")
 
 
 def _origin(receipt: receipts.Receipt) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from moe_outliers import __version__, files, story
+from moe_outliers import __version__, checks, files, story
 from moe_outliers.sweep import Sweep
 from moe_outliers.tables import TABLES
 
@@ -31,18 +31,19 @@ def write(sweep: Sweep, folder: Path) -> int:
         How many files it holds.
 
     Raises:
-        ValueError: if the folder exists, a table is missing, or a file is none of this program's.
+        ValueError: if the folder exists, a table is missing or damaged, or a file is none of this
+            program's.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: name a folder that does not")
     tables = sweep.directory / "results/tables"
     there = {path.name for path in tables.glob("*") if not path.name.startswith(".")}
-    if missing := sorted(({f"{name}.parquet" for name in TABLES} | {"summary.json"}) - there):
-        raise ValueError(f"{tables / missing[0]} is not there: run snakemake first")
     if strange := sorted(there - ALLOWED):
         raise ValueError(
             f"{tables / strange[0]} is no table of this program, and would be published: move it"
         )
+    published = [*(f"{name}.parquet" for name in TABLES), "summary.json"]
+    checks.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
     summary = files.read_json(tables / "summary.json")
     card = "\n".join(_card(summary, tables))
     (folder / "data").mkdir(parents=True)

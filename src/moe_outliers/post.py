@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_outliers import __version__, files, report, story
+from moe_outliers import __version__, checks, files, report, story
 from moe_outliers.figures.catalogue import FIGURES
 from moe_outliers.sweep import Sweep
 
@@ -24,16 +24,14 @@ def write(sweep: Sweep, folder: Path) -> int:
         How many files it holds.
 
     Raises:
-        ValueError: if the folder exists, or the tables or figures are not there yet.
+        ValueError: if the folder exists, or tables or figures are missing or damaged.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: name a folder that does not")
     results = sweep.directory / "results"
     source = results / "tables/summary.json"
     shown = {name: results / f"figures/{name}.svg" for name in FIGURES}
-    for path in (source, *shown.values()):
-        if not path.is_file():
-            raise ValueError(f"{path} is not there: run snakemake first")
+    checks.refuse_damaged(sweep.directory, ["results/tables/summary.json", "results/figures"])
     summary = files.read_json(source)
     words = {name: (results / f"plots/{name}.txt").read_text("utf-8") for name in FIGURES}
     text = "\n".join(_lines(summary, words))

@@ -87,7 +87,12 @@ def test_a_file_that_is_no_table_is_not_published(demo, tmp_path):
     assert code == 1
     assert "notes.csv is no table of this program" in said
     (copy.folder / "results/tables/notes.csv").unlink()
-    (copy.folder / "results/tables/legacy.parquet").unlink()
+    table = copy.folder / "results/tables/legacy.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    code, said = export(copy, "dataset", tmp_path / "data")
+    assert code == 1
+    assert "legacy.parquet: the content differs from its recorded digest" in said
+    table.unlink()
     code, said = export(copy, "dataset", tmp_path / "data")
     assert "legacy.parquet is not there: run snakemake first" in said
     assert not (tmp_path / "data").exists()
