@@ -8,12 +8,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from faults import GROUPS as TITLES
 from slice import ROOT, VERDICTS, Slice, build
+
+GROUPS = {
+    "A": ["test_faults_api"],
+    "B": ["test_faults_pods"],
+    "C": ["test_faults_transfer", "test_faults_wire"],
+    "D": ["test_faults_controller", "test_killing", "test_disk_full"],
+    "E": ["test_ranges", "test_shards", "test_checkpoint", "test_streamed_faults"],
+    "F": ["test_streamed", "test_recorder", "test_verify"],
+    "G": ["test_healing", "test_fuzz", "test_files"],
+    "H": ["test_faults_money"],
+}
+"""Modules whose tests inject the faults of each group of tests/faults.py."""
+
+seconds: Counter[str] = Counter()
 
 SHARED = {"demo", "undisturbed", "emulator", "analysed"}
 """Fixtures that take long to make: all tests that use one run in the same process."""
@@ -24,6 +40,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if shared := SHARED.intersection(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group(min(shared)))
+
+
+def pytest_runtest_logreport(report):
+    module = report.nodeid.partition(".py")[0].rpartition("/")[2]
+    for group, modules in GROUPS.items():
+        seconds[group] += report.duration if module in modules else 0
+
+
+def pytest_terminal_summary(terminalreporter):
+    for group, spent in sorted(seconds.items()):
+        if spent:
+            terminalreporter.write_line(f"faults of group {group}, {TITLES[group]}: {spent:.0f} s")
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,12 @@
 """What the tests of the executor share: one emulator, and projects to run on it."""
 
 import os
-from collections import defaultdict
 
 os.environ.setdefault("GIT_CONFIG_NOSYSTEM", "1")
 
 import pytest
 from emulator.client import Emulator
 from executor_rig import Project
-
-GROUPS = {
-    "test_faults_api": "A, RunPod's API",
-    "test_faults_pods": "B, preemption and pod health",
-    "test_faults_transfer": "C, SSH and transfer",
-    "test_faults_controller": "D, the controller",
-    "test_faults_money": "H, money, secrets, people",
-}
-
-seconds: dict[str, float] = defaultdict(float)
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +37,3 @@ def undisturbed(emulator, tmp_path_factory) -> Project:
     assert said.code == 0, said.text
     made.said = said
     return made
-
-
-def pytest_runtest_logreport(report):
-    module = report.nodeid.partition(".py")[0].rpartition("/")[2]
-    if module in GROUPS:
-        seconds[module] += report.duration
-
-
-def pytest_terminal_summary(terminalreporter):
-    for module, spent in sorted(seconds.items()):
-        terminalreporter.write_line(f"faults of group {GROUPS[module]}: {spent:.0f} s")
