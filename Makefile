@@ -52,8 +52,8 @@ test-all: test test-slow
 
 # Hours of random faults; not in continuous integration.
 soak: install
-	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 $(BIN)/python -m pytest --timeout 36000 \
-	  tests/executor/test_chaos.py tests/executor/test_life.py
+	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 CHAOS_DEMO=1 $(BIN)/python -m pytest --timeout 36000 \
+	  tests/executor/test_chaos.py tests/executor/test_life.py tests/workflow/test_pods.py
 
 format: install
 	$(BIN)/ruff format src scripts tests benchmarks

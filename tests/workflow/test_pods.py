@@ -2,14 +2,17 @@
 
 import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from emulator.client import Emulator
 from hub import COMMIT, Fault, Hub
 from slice import ROOT, Slice
 
@@ -131,4 +134,34 @@ def test_the_demo_on_pods_ends_in_the_figures_of_the_demo(clone, demo):
     wanted = {name: d for name, d in demo.digests().items() if name.startswith("results/figures/")}
     assert len(wanted) > 20
     found = Slice(clone / "demo-runpod", demo.overlay).digests()
+    assert {name: found.get(name) for name in wanted} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CHAOS_DEMO" not in os.environ, reason="a quarter of an hour: make soak")
+def test_the_demo_on_pods_survives_kills_by_chance(clone, demo, tmp_path):
+    """The controller is killed, and pods die, until a run happens to come to its end."""
+    shutil.copytree(demo.folder.parent / "models", clone / "demo/models", dirs_exist_ok=True)
+    emulator = Emulator(tmp_path / "pods")
+    account = emulator.account("soak")
+    words = [BIN / "snakemake", "--profile", "runpod", "--directory", "chaos-run"]
+    words += ["--configfile", "config/demo.yaml"]
+    names = os.environ | account.environment() | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(8):
+        process = subprocess.Popen(words, cwd=clone, env=names, start_new_session=True, **quiet)
+        try:
+            process.wait(timeout=random.uniform(5, 90))
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if alive := account.alive:
+            account.change(terminate=[random.choice(alive)["id"]])
+    code, text = run(clone, *words, **account.environment())
+    assert code == 0, text[-6000:]
+    assert not account.alive
+    emulator.close()
+    wanted = {name: d for name, d in demo.digests().items() if name.startswith("results/figures/")}
+    found = Slice(clone / "chaos-run", demo.overlay).digests()
     assert {name: found.get(name) for name in wanted} == wanted
