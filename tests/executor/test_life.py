@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from snakemake_executor_plugin_runpod.api.errors import ApiError
 from snakemake_executor_plugin_runpod.api.rest import RestApi
 from snakemake_executor_plugin_runpod.attempt import Context
 from snakemake_executor_plugin_runpod.failures import BadHostError, JobError, PodLostError
@@ -37,10 +38,11 @@ from snakemake_executor_plugin_runpod.provision import Provision
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 from snakemake_executor_plugin_runpod.tasks import Task
 
-SEQUENCES = int(os.environ.get("LIFE_SEQUENCES", "500"))
+SOAK = os.environ.get("LIFE_SEQUENCES")
+"""How many sequences chance is to make; without it they are always the same 500."""
 JOBS = ("alpha", "beta", "gamma")
 LIMITS = replace(Limits().scaled(0.0005), terminate=10, late=0.1)
-PATIENCE_S = 20
+PATIENCE_S = 60
 SETTINGS = ExecutorSettings(delay=0, capacity_wait=0.0005, gpu=["NVIDIA L4", "NVIDIA RTX A4000"])
 FAULTS = st.builds(
     Fault,
@@ -116,7 +118,7 @@ class Life(RuleBasedStateMachine):
         """A job gets a pod: the one that an earlier controller left it, or a new one."""
         if job in self.controller.held:
             return
-        refusals = (JobError, BadHostError, PodLostError, BudgetError)
+        refusals = (ApiError, JobError, BadHostError, PodLostError, BudgetError)
         with suppress(*refusals):
             lease = self.run(self.controller.pods.get(task(job), "fingerprint"))
             happened["adopted" if lease.id in self.before else "rented"] += 1
@@ -225,7 +227,8 @@ def test_in_whatever_order_no_pod_is_lost_or_left():
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=SEQUENCES,
+            max_examples=int(SOAK or 500),
+            derandomize=not SOAK,
             stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),
