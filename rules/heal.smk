@@ -29,7 +29,7 @@ def clear_after_dead_owner():
 
 def find_damage():
     """Check every result that is there; the reasons go to `damaged`."""
-    hashes = checks.Hashes(state / "hashes.json", full=config["receipts"] == "full")
+    hashes = checks.Hashes(checks.MEMORY, full=config["receipts"] == "full")
     for model in models:
         damaged.update(checks.pair_faults(pairs_of(model), hashes))
         verdict = Path(f"results/verify/{model}.json")

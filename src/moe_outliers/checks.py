@@ -7,6 +7,9 @@ from pathlib import Path
 
 from moe_outliers import files, job, receipts
 
+MEMORY = Path(".snakemake/moe-outliers/hashes.json")
+"""Where a folder's digests are remembered."""
+
 
 class Hashes:
     """Digests of files, remembered for as long as a file's size and time of change stay."""
@@ -98,7 +101,7 @@ def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
         ValueError: naming the first that is not.
     """
     with chdir(directory):
-        hashes = Hashes(Path(".snakemake/moe-outliers/hashes.json"))
+        hashes = Hashes(MEMORY)
         for name in products:
             if not Path(name).exists():
                 raise ValueError(f"{directory / name} is not there: run snakemake first")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a for
 app.add_typer(export, name="export")
 
 Directory = Annotated[Path, typer.Option(help="The folder in which results/ lies.")]
+Folder = Annotated[Path, typer.Argument(help="Where the export goes; must not exist yet.")]
 Overlays = Annotated[
     list[Path] | None,
     typer.Option(
@@ -115,51 +117,47 @@ def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
 
 @export.command()
 def rocrate(
-    folder: Annotated[Path, typer.Argument(help="Where the crate goes; must not exist yet.")],
+    folder: Folder,
     directory: Directory = Path(),
     configfile: Overlays = None,
     workflow: Workflow = None,
 ) -> None:
     """Write an RO-Crate: every input, tool version, parameter and output, with digests."""
-    found = _load(directory, configfile, workflow)
-    with _refusals():
-        try:
-            from moe_outliers import crate
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
-            ) from None
-        typer.echo(f"{folder}: {crate.write(found, folder)} files")
+    _export("crate", folder, _load(directory, configfile, workflow))
 
 
 @export.command()
 def post(
-    folder: Annotated[Path, typer.Argument(help="Where the post goes; must not exist yet.")],
+    folder: Folder,
     directory: Directory = Path(),
     configfile: Overlays = None,
     workflow: Workflow = None,
 ) -> None:
     """Write a post: Markdown and the figures, in the sentences of the report."""
-    from moe_outliers import post
-
-    found = _load(directory, configfile, workflow)
-    with _refusals():
-        typer.echo(f"{folder}: {post.write(found, folder)} files")
+    _export("post", folder, _load(directory, configfile, workflow))
 
 
 @export.command()
 def dataset(
-    folder: Annotated[Path, typer.Argument(help="Where the data set goes; must not exist yet.")],
+    folder: Folder,
     directory: Directory = Path(),
     configfile: Overlays = None,
     workflow: Workflow = None,
 ) -> None:
     """Write a data set in the form of the Hugging Face hub: the tables as parquet, and a card."""
-    from moe_outliers import dataset
+    _export("dataset", folder, _load(directory, configfile, workflow))
 
-    found = _load(directory, configfile, workflow)
+
+def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
+    """Let the module of a form write it."""
     with _refusals():
-        typer.echo(f"{folder}: {dataset.write(found, folder)} files")
+        try:
+            module = import_module(f"moe_outliers.{form}")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
+            ) from None
+        typer.echo(f"{folder}: {module.write(found, folder)} files")
 
 
 def _table(found: dict[str, Any]) -> "RenderableType":

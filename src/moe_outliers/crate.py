@@ -50,8 +50,7 @@ def write(sweep: Sweep, folder: Path) -> int:
     Raises:
         ValueError: if the folder exists, or there are no results.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a folder that does not")
+    files.must_be_new(folder)
     results = list(_results(sweep.directory))
     if not results:
         raise ValueError(f"{sweep.directory}/results: nothing to export: run snakemake first")

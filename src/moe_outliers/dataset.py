@@ -34,8 +34,7 @@ def write(sweep: Sweep, folder: Path) -> int:
         ValueError: if the folder exists, a table is missing or damaged, or a file is none of this
             program's.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a folder that does not")
+    files.must_be_new(folder)
     tables = sweep.directory / "results/tables"
     there = {path.name for path in tables.glob("*") if not path.name.startswith(".")}
     if strange := sorted(there - ALLOWED):

@@ -49,6 +49,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def must_be_new(folder: Path) -> None:
+    """Refuse to write into a folder that is there already.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists: name a folder that does not")
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with replacing(path) as part:

@@ -7,18 +7,13 @@ from torch import Tensor
 
 
 class HostCopy:
-    """Tensors on their way from a GPU to the host; those of the CPU stay where they are.
-
-    Attributes:
-        under_way: there is something to finish.
-    """
+    """Tensors on their way from a GPU to the host; those of the CPU stay where they are."""
 
     def __init__(self, store: dict[str, Tensor]) -> None:
         """Queue the copies of all tensors of a store, behind what the device has still to do."""
         self._store = store
         self._parts = {name: part for name, part in store.items() if part.is_cuda}
         self._hosts: dict[str, Tensor] = {}
-        self.under_way = bool(self._parts)
         if not self.under_way:
             return
         sizes = [-(-part.nbytes // 8) * 8 for part in self._parts.values()]
@@ -29,6 +24,11 @@ class HostCopy:
             self._hosts[name] = host.copy_(part, non_blocking=True)
         self._done: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._done.record()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there is something to finish."""
+        return bool(self._parts)
 
     def finish(self) -> None:
         """Put copies in pageable memory in their places; the locked memory is used again.

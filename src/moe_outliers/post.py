@@ -26,8 +26,7 @@ def write(sweep: Sweep, folder: Path) -> int:
     Raises:
         ValueError: if the folder exists, or tables or figures are missing or damaged.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a folder that does not")
+    files.must_be_new(folder)
     results = sweep.directory / "results"
     source = results / "tables/summary.json"
     shown = {name: results / f"figures/{name}.svg" for name in FIGURES}

@@ -43,8 +43,7 @@ def status(sweep: Sweep) -> dict[str, Any]:
         and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
-        memory = Path(".snakemake/moe-outliers/hashes.json")
-        hashes = checks.Hashes(memory)
+        hashes = checks.Hashes(checks.MEMORY)
         models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
         shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
         return {"models": models, "sweep": shared, "pods": _pods()}

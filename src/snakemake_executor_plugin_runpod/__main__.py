@@ -44,7 +44,7 @@ def list_pods(
     directory: Directory = Path(), api: Transport = "auto", as_json: AsJson = False
 ) -> None:
     """List the pods that may be alive: what the ledger says against what RunPod says."""
-    seen = _api(api).pods() if find_key() else None
+    seen = open_api(api).pods() if find_key() else None
     found = views.pods(_ledger(directory), seen)
     if seen is None:
         typer.echo("RUNPOD_API_KEY is not set: this is the ledger alone", err=True)
@@ -99,7 +99,7 @@ def ssh(
     Only the host key that the run saw is accepted, once it has seen one.
     """
     lease = views.find(_ledger(directory), name)
-    view = _api(api).pod(lease.id) if lease.id else None
+    view = open_api(api).pod(lease.id) if lease.id else None
     if view is None or view.endpoint is None:
         raise ValueError(f"pod {lease.id or lease.name} of {lease.title} has no port for SSH now")
     folder = (directory / FOLDER).absolute()
@@ -125,7 +125,7 @@ def offers(api: Transport = "auto", as_json: AsJson = False) -> None:
 
     month, listed = price_list()
     if find_key():
-        listed = _api(api).offers()
+        listed = open_api(api).offers()
     else:
         typer.echo(f"RUNPOD_API_KEY is not set: these are the prices of {month}", err=True)
     _print(views.offers(listed), as_json, "RunPod offers nothing")
@@ -139,7 +139,7 @@ def reap(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """End every pod that a run has left behind, and wait until it is proven."""
-    service, ledger = _api(api), _ledger(directory)
+    service, ledger = open_api(api), _ledger(directory)
     if holder := ledger.claim():
         raise ValueError(f"the pods of this folder are in use by {holder}: interrupt that run")
     found = views.pods(ledger, service.pods())
@@ -198,10 +198,6 @@ def _ledger(directory: Path) -> Ledger:
     if not directory.is_dir():
         raise ValueError(f"--directory {directory}: no such folder")
     return Ledger(directory / FOLDER)
-
-
-def _api(transport: str) -> PodApi:
-    return open_api(transport)
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, otherwise: str) -> None:

@@ -46,19 +46,21 @@ class Row:
     title: str
     need: Needs
     pods: Sequence[Candidate] = ()
-    time: Estimate | None = None
     fault: str = ""
+
+    @property
+    def time(self) -> Estimate:
+        """How long its pod lives."""
+        return estimate(self.need)
 
     @property
     def dollars(self) -> tuple[float, float, float]:
         """Low, expected and high."""
-        if not self.pods or self.time is None:
-            return 0.0, 0.0, 0.0
-        return self.time.cost(self.pods[0].price or 0)
+        return self.time.cost(self.pods[0].price or 0) if self.pods else (0.0, 0.0, 0.0)
 
     def cells(self) -> tuple[str, ...]:
         """Return what the table says."""
-        if not self.pods or self.time is None:
+        if not self.pods:
             return (self.title, self.fault, *["-"] * (len(HEAD) - 2))
         kinds = list(dict.fromkeys(pod.gpu.removeprefix("NVIDIA ") for pod in self.pods))
         more = f" and {len(kinds) - NAMED} more" if len(kinds) > NAMED else ""
@@ -91,8 +93,7 @@ def rows(
     found = []
     for name, need in named:
         try:
-            pods = candidates(need, settings, offers)
-            found.append(Row(name, need, pods, estimate(need)))
+            found.append(Row(name, need, candidates(need, settings, offers)))
         except ValueError as error:
             found.append(Row(name, need, fault=str(error)))
     return found

@@ -64,9 +64,10 @@ class Engine:
                 return
             try:
                 await self._pods.watch()
-            except Exception as error:  # whatever it is, the next look may do better
-                if not isinstance(error, ApiError):
-                    self._context.say(f"the pods could not be looked at: {error}")
+            except ApiError:
+                pass  # the next look may do better
+            except Exception as error:  # and after anything else too
+                self._context.say(f"the pods could not be looked at: {error}")
             await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
 
     async def halt(self, reason: str, *, detach: bool = False) -> None:

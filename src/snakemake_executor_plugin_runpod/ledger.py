@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 FOLDER = Path(".snakemake/runpod")
+PREFIX = "snakemake"
+"""With it begins the name of every pod."""
+
 EVENTS = ("intent", "created", "phase", "fetched", "terminating", "gone", "refused", "kept")
 
 Json = dict[str, Any]

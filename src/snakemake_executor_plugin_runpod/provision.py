@@ -20,14 +20,13 @@ from snakemake_executor_plugin_runpod.api.errors import (
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
 from snakemake_executor_plugin_runpod.failures import BadHostError, JobError, PodLostError
 from snakemake_executor_plugin_runpod.fleet import Fleet
-from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
+from snakemake_executor_plugin_runpod.ledger import PREFIX, Lease, Ledger
 from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.money import Budget, estimate
 from snakemake_executor_plugin_runpod.offers import Candidate, Needs, candidates, price_list
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 from snakemake_executor_plugin_runpod.tasks import Task
 
-PREFIX = "snakemake"
 ROUNDS = 3
 """How often one candidate is tried when the service asks for a pause."""
 

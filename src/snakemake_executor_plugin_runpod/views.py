@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api import Offer, PodView
-from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
+from snakemake_executor_plugin_runpod.ledger import PREFIX, Lease, Ledger
 
 Json = dict[str, Any]
-
-PREFIX = "snakemake-"
-"""With it begins the name of every pod that this plugin rents."""
 
 
 def last_leases(ledger: Ledger) -> list[Lease]:
@@ -83,7 +80,7 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
                 }
             )
     unknown = (view for view in living if view.name not in ledger.leases)
-    strangers = (view for view in unknown if view.name.startswith(PREFIX))
+    strangers = (view for view in unknown if view.name.startswith(f"{PREFIX}-"))
     found += [
         {
             "pod": view.id,

@@ -57,6 +57,16 @@ class Project:
         shutil.move(self.folder, folder)
         self.folder = folder
 
+    def overlay(self, **settings: Any) -> tuple[str, str]:
+        """Write settings that lie over the project's; return the words that name them to a run."""
+        path = self.folder / "overlay.json"
+        path.write_text(json.dumps(settings))
+        return ("--configfile", str(path))
+
+    def slow(self, seconds: float) -> tuple[str, str]:
+        """Let the work on each part take so many seconds; see `overlay`."""
+        return self.overlay(count={"seconds": seconds})
+
     def commit(self) -> None:
         """Let git know every file that is there now."""
         for words in (["init", "-q"], ["add", "-A"]):

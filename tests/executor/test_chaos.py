@@ -4,7 +4,6 @@ Sizes are for `make test-slow`; the variables CHAOS_KILLS, CHAOS_ROUNDS and CHAO
 `make soak`.
 """
 
-import json
 import os
 import random
 import signal
@@ -19,13 +18,7 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 P = float(os.environ.get("CHAOS_P", "0.1"))
 TICK_S = 0.5
 MOST_RUNS = 60
-
-
-def overlay(project, seconds, texts=1):
-    names = ["alpha", "beta", "gamma"][:texts]
-    path = project.folder / "slow.json"
-    path.write_text(json.dumps({"count": {"seconds": seconds}, "texts": names}))
-    return ("--configfile", str(path))
+TEXTS = ["alpha", "beta", "gamma"]
 
 
 def kill(run):
@@ -47,7 +40,7 @@ def finish(project, wanted, words, seed):
 def test_killed_at_random_moments_a_rerun_ends_alike(project, undisturbed):
     """The controller of one project dies again and again; each time the same command goes on."""
     seed = random.randrange(10**6)
-    chance, words = random.Random(seed), overlay(project, 0.2)
+    chance, words = random.Random(seed), project.slow(0.2)
     for round_ in range(KILLS):
         run = project.start(*words)
         time.sleep(chance.uniform(0.3, 4.5))
@@ -68,10 +61,10 @@ def test_random_components_die_by_chance_and_the_end_is_the_same(
 ):
     """Every tick the controller is killed, a pod dies or the API fails, each by a chance of P."""
     seed = random.randrange(10**6)
-    chance, words = random.Random(seed), overlay(project, 0.3, texts=3)
+    chance, words = random.Random(seed), project.overlay(texts=TEXTS, count={"seconds": 0.3})
     words = (*words, "--runpod-restarts", "9")
     calm = Project(tmp_path / "calm", emulator)
-    assert calm(*overlay(calm, 0, texts=3)).code == 0
+    assert calm(*calm.overlay(texts=TEXTS)).code == 0
     for _ in range(MOST_RUNS):
         run = project.start(*words)
         while run.poll() is None:

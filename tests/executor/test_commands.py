@@ -59,9 +59,7 @@ def test_without_a_key_it_says_how_to_get_one_and_shows_the_price_list(undisturb
 
 @pytest.mark.slow
 def test_beside_a_run_and_after_its_controller_was_killed(project):
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 20}}')
-    run = project.start("--configfile", str(overlay))
+    run = project.start(*project.slow(20))
     try:
         wait_until(lambda: "Building DAG" in command(project, "logs", "alpha").text, 60)
         (pod,) = ask(project, "list")

@@ -119,9 +119,7 @@ def test_11_a_wrong_key_is_said_before_any_job_runs(project, transport):
 @slow
 def test_11_a_key_that_is_revoked_during_a_run(project, undisturbed):
     """The results come home all the same, the pods are named, and end themselves."""
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 1}}')
-    run = project.start("--configfile", str(overlay), "--runpod-grace", "0.05")
+    run = project.start(*project.slow(1), "--runpod-grace", "0.05")
     wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
     project.account.change(valid=False)
     said = project.finish(run)
@@ -193,9 +191,7 @@ def test_17_a_pod_that_costs_more_than_was_quoted_ends_at_once(project, undistur
 @pytest.mark.fault(18)
 @slow
 def test_18_a_pod_that_is_deleted_by_hand(project, undisturbed):
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 0.5}}')
-    run = project.start("--configfile", str(overlay))
+    run = project.start(*project.slow(0.5))
     wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
     project.account.change(terminate=[project.account.alive[0]["id"]])
     said = project.finish(run)
@@ -245,9 +241,7 @@ def test_20_listings_that_lag_make_no_second_pod(project, undisturbed):
 @slow
 def test_21_pods_of_an_earlier_run_that_crashed_are_ended_at_the_next_start(project, undisturbed):
     """Their job is not needed any more; a pod of somebody else is left alone."""
-    overlay = project.folder / "other.json"
-    overlay.write_text('{"texts": ["beta"], "count": {"seconds": 60}}')
-    run = project.start("--configfile", str(overlay))
+    run = project.start(*project.overlay(texts=["beta"], count={"seconds": 60}))
     wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
     run.kill()
     run.communicate()

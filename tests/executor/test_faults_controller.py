@@ -36,9 +36,7 @@ def test_65_an_error_in_the_plugin_leaves_no_pod(project, point):
 
 
 def _running(project, *more, **environment):
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 1.5}}')
-    run = project.start("--configfile", str(overlay), *more, **environment)
+    run = project.start(*project.slow(1.5), *more, **environment)
     wait_until(lambda: '"phase": "running"' in _ledger(project))
     return run
 
@@ -97,7 +95,7 @@ def test_58_detached_pods_work_on_and_are_taken_over(project, undisturbed):
     said = project.finish(run)
     (pod,) = project.account.alive
     assert f"pod {pod['id']} works on: run again to take over" in said.text
-    said = project("--configfile", str(project.folder / "slow.json"))
+    said = project(*project.slow(1.5))
     project.ends_like(undisturbed, said, pods=1)
     assert f"taking over pod {pod['id']}" in said.text
 

@@ -1,6 +1,5 @@
 """Money, secrets and people: no pod outlives its use, no secret leaves its file."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -12,18 +11,12 @@ from executor_rig import CANARY, wait_until
 slow = pytest.mark.slow
 
 
-def _slow(project, seconds):
-    overlay = project.folder / "slow.json"
-    overlay.write_text(json.dumps({"count": {"seconds": seconds}}))
-    return ("--configfile", str(overlay))
-
-
 @pytest.mark.fault(96)
 @slow
 def test_96_the_budget_is_reached_during_a_run(project, undisturbed):
     """At 90 dollars an hour 8 cents last for three seconds."""
     project.account.change(faults=[{"on": "pod", "kind": "price", "value": 90}])
-    said = project(*_slow(project, 2), "--runpod-max-price", "100", "--runpod-budget", "0.08")
+    said = project(*project.slow(2), "--runpod-max-price", "100", "--runpod-budget", "0.08")
     assert said.code == 1
     assert "the budget of $0.08 is spent" in said.text
     assert "of the budget of $0.08 are spent" in said.text
@@ -46,7 +39,7 @@ def test_97_an_estimate_over_the_budget_is_refused_before_any_job_runs(project):
 @slow
 def test_98_secrets_stay_in_their_files(project, undisturbed):
     """Neither argument lists, nor variables, logs or the ledger hold them."""
-    run = project.start(*_slow(project, 1))
+    run = project.start(*project.slow(1))
     wait_until(lambda: "phase-load" in str(list(_pods(project))))
     key = project.account.key
     for process in psutil.process_iter():
@@ -90,7 +83,7 @@ def test_102_the_laptop_dies_for_ever(project, retry):
     if retry:
         fault = {"on": "terminate", "kind": "status", "value": 500, "times": 4, "own": True}
         project.account.change(faults=[fault | {"skip": 2}])  # the two of its trial
-    run = project.start(*_slow(project, 60), "--runpod-grace", "0.05")
+    run = project.start(*project.slow(60), "--runpod-grace", "0.05")
     wait_until(lambda: project.account.alive and _phase(project) == "running")
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()

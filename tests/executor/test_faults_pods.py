@@ -1,7 +1,5 @@
 """Faults of pods that are at work: what was finished stays, the rest is made again elsewhere."""
 
-import json
-
 import pytest
 from executor_rig import wait_until
 
@@ -25,9 +23,7 @@ DEATHS = {
 )
 def test_24_to_29_the_pod_dies(project, undisturbed, death):
     project.account.change(faults=[{"on": "pod", "kind": "die", **DEATHS[death]}])
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 0.3}}')
-    said = project("--configfile", str(overlay))
+    said = project(*project.slow(0.3))
     project.ends_like(undisturbed, said, pods=2)
     assert "trying another pod" in said.text
 
@@ -38,9 +34,7 @@ def test_28_finished_parts_come_home_while_the_job_works(project, undisturbed):
     """Of three parts two are here when the pod dies; the third alone is made again."""
     fault = {"kind": "die", "file": f"{ROOT}/counts/alpha/02.json"}
     project.account.change(faults=[{"on": "pod", **fault}])
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 2.5}}')
-    said = project("--configfile", str(overlay))
+    said = project(*project.slow(2.5))
     project.ends_like(undisturbed, said, pods=2)
     assert "finished files are here" in said.text
     assert "part 0 is there\npart 1 is there\npart 2 was made" in project.log()
@@ -50,9 +44,7 @@ def test_28_finished_parts_come_home_while_the_job_works(project, undisturbed):
 @slow
 def test_a_pod_that_dies_again_and_again_fails_the_job(project):
     project.account.change(faults=[{"on": "pod", "kind": "die", "after": 0.5, "times": 99}])
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 60}}')
-    said = project("--configfile", str(overlay), "--runpod-restarts", "1")
+    said = project(*project.slow(60), "--runpod-restarts", "1")
     assert said.code == 1
     assert "it was tried often enough" in said.text
     assert len(project.account.pods) == 2
@@ -65,9 +57,7 @@ def test_33_a_worker_that_hangs_is_stopped_at_its_limit(project):
     """The rule's `runtime` is a minute here."""
     snakefile = project.folder / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("runtime=10,", "runtime=1,"))
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 600}}')
-    said = project("--configfile", str(overlay))
+    said = project(*project.slow(600))
     assert said.code == 1
     assert "it ran longer than its limit of 1 minutes" in said.text
     assert not project.account.alive
@@ -106,9 +96,7 @@ def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
         "message": "torch.OutOfMemoryError: CUDA out of memory.",
         "touch": "NVIDIA L40S",
     }
-    overlay = project.folder / "large.json"
-    overlay.write_text(json.dumps({"count": count, "vram_gb": 20}))
-    said = project("--configfile", str(overlay))
+    said = project(*project.overlay(count=count, vram_gb=20))
     project.ends_like(undisturbed, said, pods=2)
     assert [pod["gpu"] for pod in project.account.pods] == ["NVIDIA RTX A5000", "NVIDIA L40S"]
     assert "steps more vram after 24 GB" in project.log()
@@ -119,11 +107,9 @@ def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
 @slow
 def test_a_frozen_pod_is_left_for_another(project, undisturbed):
     """It answers nothing any more, although the API lists it."""
-    overlay = project.folder / "slow.json"
-    overlay.write_text('{"count": {"seconds": 0.5}}')
     fault = {"kind": "freeze", "file": f"{ROOT}/phase-load"}
     project.account.change(faults=[{"on": "pod", **fault}])
-    run = project.start("--configfile", str(overlay))
+    run = project.start(*project.slow(0.5))
     said = project.finish(run, timeout=120)
     assert said.code == 0, said.text
     assert project.digests() == undisturbed.digests()
@@ -161,16 +147,13 @@ def test_a_pod_is_kept_for_a_job_that_failed_and_for_nothing_else(project, why, 
     """One that cannot end itself, above all, is never kept."""
     if not kept:
         project.account.change(faults=[{"on": "pod", "kind": "no-power", "times": 2}])
-    overlay = project.folder / "fails.json"
-    overlay.write_text(json.dumps({"count": why}))
-    said = project("--configfile", str(overlay), "--runpod-keep-pod-on-failure")
+    said = project(*project.overlay(count=why), "--runpod-keep-pod-on-failure")
     assert (said.code, len(project.account.alive)) == (kept, kept), said.text
     if kept:
         (pod,) = project.account.alive
         assert f"pod {pod['id']} is kept for you" in said.text
         project.account.change(terminate=[pod["id"]])
-        overlay.write_text('{"count": {"fail": ""}}')
-        assert project("--configfile", str(overlay)).code == 0
+        assert project(*project.overlay(count={"fail": ""})).code == 0
         assert not _open(project)
 
 

@@ -1,6 +1,5 @@
 """Faults before and in a login: pods that are deaf, slow, elsewhere, or someone else's."""
 
-import json
 import os
 import signal
 import time
@@ -11,17 +10,11 @@ from executor_rig import wait_until
 slow = pytest.mark.slow
 
 
-def overlay(project, seconds):
-    path = project.folder / "slow.json"
-    path.write_text(json.dumps({"count": {"seconds": seconds}}))
-    return ("--configfile", str(path))
-
-
 @pytest.mark.fault(14)
 @slow
 def test_14_a_pod_whose_port_changes_is_found_again(project, undisturbed):
     project.account.change(faults=[{"on": "pod", "kind": "moves", "value": 1.5}])
-    said = project(*overlay(project, 1))
+    said = project(*project.slow(1))
     project.ends_like(undisturbed, said, pods=1)
     assert "the connection was lost" in said.text
 
@@ -88,7 +81,7 @@ def test_37_a_key_that_is_not_known_yet_is_tried_again(project, undisturbed):
 @slow
 def test_38_a_pod_whose_host_key_changes_is_left_for_another(project, undisturbed):
     project.account.change(faults=[{"on": "pod", "kind": "new-key", "value": 2.0}])
-    said = project(*overlay(project, 1.5))
+    said = project(*project.slow(1.5))
     project.ends_like(undisturbed, said, pods=2)
     assert "HostKeyNotVerifiable" in said.text
 
@@ -126,7 +119,7 @@ def test_45_a_slow_link_takes_long_and_is_not_given_up(project, undisturbed):
 @pytest.mark.fault(46)
 @slow
 def test_46_a_laptop_that_sleeps_goes_on_where_it_was(project, undisturbed):
-    run = project.start(*overlay(project, 0.7))
+    run = project.start(*project.slow(0.7))
     wait_until(lambda: project.account.alive)
     time.sleep(1)
     os.killpg(run.pid, signal.SIGSTOP)
@@ -149,7 +142,7 @@ def test_47_a_shell_that_chatters_is_understood(project, undisturbed):
 def test_61_a_full_disk_here_costs_a_rerun_and_no_pod(project, undisturbed, small_disk):
     project.move(small_disk / "project")
     ballast = small_disk / "ballast"
-    run = project.start(*overlay(project, 0.7))
+    run = project.start(*project.slow(0.7))
     wait_until(lambda: project.account.alive)
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     with ballast.open("wb") as file:

@@ -145,9 +145,7 @@ def test_never_more_pods_than_allowed(project):
 @pytest.mark.slow
 def test_a_failed_job_brings_its_log_and_what_it_had_finished(project, undisturbed):
     project.variables["PROBE"] = "1"
-    overlay = project.folder / "failing.json"
-    overlay.write_text(json.dumps({"count": {"fail": "2", "message": "no such letter"}}))
-    said = project("--configfile", str(overlay))
+    said = project(*project.overlay(count={"fail": "2", "message": "no such letter"}))
     assert said.code == 1
     assert "part 2 failed: no such letter" in said.text
     assert (project.folder / "counts/alpha/01.json").is_file()
