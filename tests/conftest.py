@@ -15,7 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 from faults import GROUPS as TITLES
+from hypothesis import settings
 from slice import ROOT, VERDICTS, Slice, build
+
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")  # the same examples each time, however busy the machine
 
 GROUPS = {
     "A": ["test_faults_api"],

@@ -21,6 +21,12 @@ MOST_RUNS = 60
 TEXTS = ["alpha", "beta", "gamma"]
 
 
+def dice():
+    """Chance, and the seed that repeats it: always the same one, but for `make soak`."""
+    seed = random.randrange(10**6) if "CHAOS_ROUNDS" in os.environ else 0
+    return random.Random(seed), seed
+
+
 def kill(run):
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
@@ -39,8 +45,7 @@ def finish(project, wanted, words, seed):
 @pytest.mark.fault(48, 49, 50, 51, 52, 53, 54, 55, 56, 57)
 def test_killed_at_random_moments_a_rerun_ends_alike(project, undisturbed):
     """The controller of one project dies again and again; each time the same command goes on."""
-    seed = random.randrange(10**6)
-    chance, words = random.Random(seed), project.slow(0.2)
+    (chance, seed), words = dice(), project.slow(0.2)
     for round_ in range(KILLS):
         run = project.start(*words)
         time.sleep(chance.uniform(0.3, 4.5))
@@ -60,8 +65,7 @@ def test_random_components_die_by_chance_and_the_end_is_the_same(
     project, round_, emulator, tmp_path
 ):
     """Every tick the controller is killed, a pod dies or the API fails, each by a chance of P."""
-    seed = random.randrange(10**6)
-    chance, words = random.Random(seed), project.overlay(texts=TEXTS, count={"seconds": 0.3})
+    (chance, seed), words = dice(), project.overlay(texts=TEXTS, count={"seconds": 0.3})
     words = (*words, "--runpod-restarts", "9")
     calm = Project(tmp_path / "calm", emulator)
     assert calm(*calm.overlay(texts=TEXTS)).code == 0
