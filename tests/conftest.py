@@ -1,6 +1,7 @@
 """What several tests share: small checkpoints, and one undisturbed run over them."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,9 @@ import yaml
 from faults import GROUPS as TITLES
 from hypothesis import settings
 from slice import ROOT, VERDICTS, Slice, build
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & leave them ignored,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the programs under test would inherit
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")  # the same examples each time, however busy the machine
