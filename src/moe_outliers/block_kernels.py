@@ -80,6 +80,7 @@ def residual_columns(
 @triton.jit
 def expert_rows(
     raw,
+    order,
     weights,
     peaks,
     features,
@@ -93,6 +94,7 @@ def expert_rows(
     columns = tl.arange(0, WIDE)
     there = columns < width
     value = tl.load(raw + row * width + columns, mask=there, other=0.0).to(tl.float32)
+    row = tl.load(order + row)
     tl.store(raw_peaks + row, tl.max(tl.abs(value), 0))
     weighted = (value * tl.load(weights + row).to(tl.float32)).to(PRODUCT).to(tl.float32)
     feature = tl.argmax(tl.where(there, tl.abs(weighted), -1.0), 0)
@@ -115,7 +117,10 @@ def expert_places(
     LONG: tl.constexpr,
 ):
     """Find where each expert wrote its largest value: the first position on ties."""
-    expert = tl.program_id(0)
+    expert, sequence = tl.program_id(0), tl.program_id(1)
+    first, out = sequence * ROWS, sequence * tl.num_programs(0) + expert
+    peaks, features, raw_peaks = peaks + first, features + first, raw_peaks + first
+    picked += first
     best = tl.full([LONG], -1, tl.int64)
     raw_best = tl.zeros([LONG], tl.float32)
     for start in range(0, ROWS, LONG):
@@ -128,7 +133,7 @@ def expert_places(
     key = tl.max(best, 0)
     used = key >= 0
     row = tl.where(used, 0x7FFFFFFF - (key & 0x7FFFFFFF), 0)
-    tl.store(values + expert, tl.where(used, tl.load(peaks + row), 0.0))
-    tl.store(at_feature + expert, tl.where(used, tl.load(features + row), -1))
-    tl.store(at_position + expert, tl.where(used, (row // picks).to(tl.int32), -1))
-    tl.store(raw_largest + expert, tl.max(raw_best, 0))
+    tl.store(values + out, tl.where(used, tl.load(peaks + row), 0.0))
+    tl.store(at_feature + out, tl.where(used, tl.load(features + row), -1))
+    tl.store(at_position + out, tl.where(used, (row // picks).to(tl.int32), -1))
+    tl.store(raw_largest + out, tl.max(raw_best, 0))

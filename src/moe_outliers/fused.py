@@ -173,34 +173,38 @@ def residuals(hs: Sequence[Tensor]) -> dict[str, Tensor]:
     }
 
 
-def experts(raw: Tensor, weights: Tensor, picked: Tensor, count: int) -> dict[str, Tensor]:
-    """Find what each expert writes at most in one sequence: as `reduction.experts`.
+def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
+    """Find what each expert writes at most in each sequence: as `Reducer.experts`.
 
     Args:
-        raw: (position, k, feature), each picked expert's output before the routing weight.
-        weights: (position, k), the routing weights.
-        picked: (position, k), which expert it is.
+        picks: the `reducers.Picks` of all sequences.
         count: number of experts.
+        sequences: how many.
     """
-    positions, k, width = raw.shape
-    device, rows = raw.device, positions * k
+    raw, order, weights, picked = picks
+    (rows, width), k, device = raw.shape, picked.shape[1], raw.device
     peaks, raw_peaks = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(2))
     features = torch.empty(rows, dtype=torch.int32, device=device)
     product = torch.promote_types(raw.dtype, weights.dtype)
     block_kernels.expert_rows[rows,](
-        raw, weights.contiguous(), peaks, features, raw_peaks, width,
+        raw, order, weights.contiguous(), peaks, features, raw_peaks, width,
         WIDE=_power(width), PRODUCT=_TYPES[product], num_warps=_warps(width),
     )  # fmt: skip
-    found = {
-        "expert_max": torch.empty(count, dtype=torch.float32, device=device),
-        "expert_max_feature": torch.empty(count, dtype=torch.int32, device=device),
-        "expert_max_position": torch.empty(count, dtype=torch.int32, device=device),
-        "expert_raw_max": torch.empty(count, dtype=torch.float32, device=device),
+    kinds = {
+        "expert_max": torch.float32,
+        "expert_max_feature": torch.int32,
+        "expert_max_position": torch.int32,
+        "expert_raw_max": torch.float32,
     }
-    block_kernels.expert_places[count,](
-        peaks, features, raw_peaks, picked.contiguous(), *found.values(), k, ROWS=rows, LONG=_LONG
-    )
-    return found
+    found = {
+        name: torch.empty((sequences, count), dtype=kind, device=device)
+        for name, kind in kinds.items()
+    }
+    block_kernels.expert_places[count, sequences](
+        peaks, features, raw_peaks, picked.contiguous(), *found.values(), k,
+        ROWS=rows // sequences, LONG=_LONG,
+    )  # fmt: skip
+    return [{name: value[n] for name, value in found.items()} for n in range(sequences)]
 
 
 def routers(

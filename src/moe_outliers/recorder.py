@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers import reduction
+from moe_outliers.experts import Replaced, Tap
 from moe_outliers.host_copy import HostCopy
-from moe_outliers.reducers import Reducer, reducer
+from moe_outliers.reducers import Picks, Reducer, reducer
 from moe_outliers.sites import Site, family_of, sites_of
 from moe_outliers.statistics import VARIABLES
 
@@ -134,9 +135,13 @@ class Recorder:
 
     def _watch_experts(self, block: int, mlp: Any) -> None:
         """Watch a mixture of experts: its router, each picked expert's output, and their sum."""
-        router = getattr(mlp, self.family.router)
+        router, experts = getattr(mlp, self.family.router), mlp.experts
         self._handles.append(router.register_forward_hook(self._on_router(block)))
-        self._handles.append(_Replaced(mlp.experts, self._run_experts(block, mlp.experts)))
+        if Tap.fits(experts):
+            tap = Tap(experts)
+            self._handles += [tap, experts.register_forward_hook(self._on_experts(block, tap))]
+        else:
+            self._handles.append(Replaced(experts, self._run_experts(block, experts)))
         self._handles.append(mlp.register_forward_hook(self._on_mlp(block)))
 
     def _on_router(self, block: int) -> Callable[..., None]:
@@ -148,6 +153,14 @@ class Recorder:
 
         return hook
 
+    def _on_experts(self, block: int, tap: Tap) -> Callable[..., None]:
+        def hook(experts: Any, args: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+            _, picked, weights = args
+            order = torch.sort(picked.reshape(-1)).indices  # as grouped_mm sorts them
+            self._reduce_experts(block, Picks(tap.take(), order, weights, picked), experts)
+
+        return hook
+
     def _run_experts(self, block: int, experts: Any) -> Callable[..., Tensor]:
         forward: Callable[..., Tensor] = experts.forward
 
@@ -156,17 +169,16 @@ class Recorder:
             (rows, width), k = hidden.shape, picked.shape[1]
             ones = torch.ones((rows * k, 1), dtype=hidden.dtype, device=hidden.device)
             raw = forward(hidden.repeat_interleave(k, 0), picked.reshape(-1, 1), ones)
-            raw = raw.view(rows, k, width)
-            weighted = raw * weights[..., None]
-            here, count = self._reducer(hidden.device), len(self.sequences)
-            parts = (part.chunk(count) for part in (raw, weighted, weights, picked))
-            self._pending[block] = [
-                here.experts(r, rw, w, p, experts.num_experts)
-                for r, rw, w, p in zip(*parts, strict=True)
-            ]
+            order = torch.arange(rows * k, device=raw.device)
+            self._reduce_experts(block, Picks(raw, order, weights, picked), experts)
+            weighted = raw.view(rows, k, width) * weights[..., None]
             return weighted.sum(1).to(hidden.dtype)
 
         return run
+
+    def _reduce_experts(self, block: int, picks: Picks, experts: Any) -> None:
+        here, sequences = self._reducer(picks.raw.device), len(self.sequences)
+        self._pending[block] = here.experts(picks, experts.num_experts, sequences)
 
     def _on_mlp(self, block: int) -> Callable[..., None]:
         def hook(mlp: nn.Module, args: Any, output: Any) -> None:
@@ -269,19 +281,3 @@ class Recorder:
         attention, mlp = hit["attn_in"], hit["mlp_in"].to(hit["attn_in"].device)
         sums = [bits.sum(0) for bits in (attention, mlp, attention | mlp)]
         return torch.stack(sums).cpu().numpy()
-
-
-class _Replaced:
-    """A module's forward, replaced until `remove` is called."""
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
-        self.module = module
-        self.before = module.__dict__.get(
-            "forward"
-        )  # accelerate puts one there when it places a model
-        module.forward = forward
-
-    def remove(self) -> None:
-        del self.module.forward
-        if self.before is not None:
-            self.module.forward = self.before

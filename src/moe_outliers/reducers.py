@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,22 @@ Routing = tuple[Tensor, Tensor, Tensor]
 """Logits, weights and picks of a router, each (position, …)."""
 
 
+class Picks(NamedTuple):
+    """What the picked experts wrote in a forward pass, its sequences one behind the other.
+
+    Attributes:
+        raw: (pick, feature), each picked expert's output before the routing weight.
+        order: (pick,), the place of each row of raw in the flattened `picked`.
+        weights: (position, k), the routing weights.
+        picked: (position, k), which expert it is.
+    """
+
+    raw: Tensor
+    order: Tensor
+    weights: Tensor
+    picked: Tensor
+
+
 class Reducer(Protocol):
     """Takes the activations of one sequence at a time."""
 
@@ -43,10 +59,8 @@ class Reducer(Protocol):
     def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
         """Take what a router returned, and the correction that it adds before it sorts."""
 
-    def experts(
-        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
-    ) -> dict[str, Tensor]:
-        """Reduce the experts of one sequence, as `reduction.experts`."""
+    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
+        """Reduce the experts, so many as `count`, of each sequence, as `reduction.experts`."""
 
     def flush(self) -> None:
         """Make sure that all that was taken is kept."""
@@ -141,11 +155,14 @@ class Immediate:
         found = reduction.router(*routing, bias, self._family.scores)
         self._kept("moe", number, sequence, found)
 
-    def experts(
-        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
-    ) -> dict[str, Tensor]:
-        """Reduce the experts of one sequence."""
-        return reduction.experts(raw, weighted, picked, count)
+    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
+        """Reduce the experts."""
+        raw = torch.empty_like(picks.raw).index_copy_(0, picks.order, picks.raw)
+        raw = raw.view(*picks.picked.shape, -1)
+        parts = (part.chunk(sequences) for part in (raw, picks.weights, picks.picked))
+        return [
+            reduction.experts(r, r * w[..., None], p, count) for r, w, p in zip(*parts, strict=True)
+        ]
 
     def flush(self) -> None:
         """Nothing is held."""
@@ -187,12 +204,10 @@ class Batched:
             bias = bias.clone()
         self._hold(key, sequence, *routing, bias)
 
-    def experts(
-        self, raw: Tensor, weighted: Tensor, weights: Tensor, picked: Tensor, count: int
-    ) -> dict[str, Tensor]:
-        """Reduce the experts of one sequence at once: their outputs are too large to be held."""
+    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
+        """Reduce the experts at once: their outputs are too large to be held."""
         with self._here:
-            return self._fused.experts(raw, weights, picked, count)
+            return self._fused.experts(picks, count, sequences)
 
     def flush(self) -> None:
         """Reduce all that is held; what memory did not suffice for stays held, for another try."""

@@ -9,6 +9,7 @@ import accelerate
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from moe_outliers import attention, checkpoint
 from moe_outliers.placement import DTYPES
@@ -27,7 +28,7 @@ def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     )
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are dequantised before they are seen
-    with accelerate.init_empty_weights(include_buffers=False):
+    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
         model = transformers.AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,

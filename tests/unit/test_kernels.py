@@ -108,10 +108,16 @@ def test_experts_are_reduced_as_the_reference_does(dtype, weights_dtype):
     if torch.promote_types(dtype, weights_dtype) == torch.bfloat16:
         weighted = to_bfloat16(weighted)
     wanted = reduction.experts(raw, weighted, picked, 9)
-    found = fused.experts(raw, weights, picked, 9)
+    two = (torch.cat([part, part.flip(0)]) for part in (weights, picked))
+    order = torch.randperm(2 * picked.numel(), generator=random).to(DEVICE)
+    both = torch.cat([raw, raw.flip(0)]).view(-1, 97)[order]
+    found, other = fused.experts(reducers.Picks(both, order, *two), 9, 2)
     assert found["expert_max_position"][4] == -1
     for name, value in wanted.items():
         assert torch.equal(found[name].to(value.dtype), value), name
+    backwards = reduction.experts(raw.flip(0), weighted.flip(0), picked.flip(0), 9)
+    for name, value in backwards.items():
+        assert torch.equal(other[name].to(value.dtype), value), name
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid", "logits"])

@@ -6,6 +6,7 @@ import reference
 import torch
 
 from moe_outliers import parquet, resident, statistics, texts, tokenize, vocabularies
+from moe_outliers.experts import Tap
 from moe_outliers.miniatures import MINIATURES, PHIMOE, build
 from moe_outliers.recorder import Recorder
 
@@ -88,6 +89,22 @@ def test_a_sequence_is_the_same_alone_and_among_others(checkpoint):
     alone = measured(model, ids, delimiter, micro_batch=1, wanted=[1])[1]
     for variable in statistics.VARIABLES:
         assert among[variable].tobytes() == alone[variable].tobytes(), variable
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_experts_heard_and_experts_run_one_by_one_give_the_same_bits(
+    checkpoint, micro_batch, monkeypatch
+):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    assert any(Tap.fits(layer.mlp.experts) for layer in model.model.layers[1:])
+    heard = measured(model, ids, delimiter, micro_batch)
+    monkeypatch.setattr(Tap, "fits", lambda experts: False)
+    apart = measured(model, ids, delimiter, micro_batch)
+    for row, values in heard.items():
+        for variable, value in values.items():
+            assert value.tobytes() == apart[row][variable].tobytes(), variable
 
 
 def test_the_old_threshold_counts_what_rounds_up_to_six():
