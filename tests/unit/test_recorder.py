@@ -98,7 +98,10 @@ def test_experts_heard_and_experts_run_one_by_one_give_the_same_bits(
     name, folder = checkpoint
     ids, delimiter = tokens_of(name)
     model = resident.load(folder, device="cpu", dtype="bfloat16")
-    assert any(Tap.fits(layer.mlp.experts) for layer in model.model.layers[1:])
+    experts = model.model.layers[1].mlp.experts
+    if not hasattr(experts, "has_post_expert_norm"):
+        pytest.skip("this transformers has no place for a tap")
+    assert Tap.fits(experts)
     heard = measured(model, ids, delimiter, micro_batch)
     monkeypatch.setattr(Tap, "fits", lambda experts: False)
     apart = measured(model, ids, delimiter, micro_batch)
