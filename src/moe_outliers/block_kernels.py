@@ -10,15 +10,15 @@ from moe_outliers.site_kernels import row_of
 
 
 @triton.jit
-def add_positions(sums, out, columns, POSITIONS: tl.constexpr, LONG: tl.constexpr):
+def add_positions(sums, out, columns, positions, LONG: tl.constexpr):
     """Add the sums of the positions of each sequence: (sequence, position, column), float64."""
     column, sequence = tl.program_id(0), tl.program_id(1)
     total = tl.zeros([LONG], tl.float64)
-    for start in range(0, POSITIONS, LONG):
+    for start in range(0, positions, LONG):
         rows = start + tl.arange(0, LONG)
         total += tl.load(
-            sums + (sequence * POSITIONS + rows) * columns + column,
-            mask=rows < POSITIONS,
+            sums + (sequence * positions + rows) * columns + column,
+            mask=rows < positions,
             other=0.0,
         )
     tl.store(out + sequence * columns + column, tl.sum(total, 0))
@@ -113,19 +113,19 @@ def expert_places(
     at_position,
     raw_largest,
     picks,
-    ROWS: tl.constexpr,
+    rows,
     LONG: tl.constexpr,
 ):
     """Find where each expert wrote its largest value: the first position on ties."""
     expert, sequence = tl.program_id(0), tl.program_id(1)
-    first, out = sequence * ROWS, sequence * tl.num_programs(0) + expert
+    first, out = sequence * rows, sequence * tl.num_programs(0) + expert
     peaks, features, raw_peaks = peaks + first, features + first, raw_peaks + first
     picked += first
     best = tl.full([LONG], -1, tl.int64)
     raw_best = tl.zeros([LONG], tl.float32)
-    for start in range(0, ROWS, LONG):
+    for start in range(0, rows, LONG):
         row = start + tl.arange(0, LONG)
-        mine = tl.load(picked + row, mask=row < ROWS, other=-1) == expert
+        mine = tl.load(picked + row, mask=row < rows, other=-1) == expert
         bits = tl.abs(tl.load(peaks + row, mask=mine, other=0.0)).to(tl.int32, bitcast=True)
         key = (bits.to(tl.int64) << 32) | (0x7FFFFFFF - row)
         best = tl.maximum(best, tl.where(mine, key, -1))

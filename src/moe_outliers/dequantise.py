@@ -3,7 +3,10 @@
 The numbers are bit for bit those that transformers makes of the same bytes.
 """
 
+import importlib.util
+import logging
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,6 +31,16 @@ def mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
 
     Source: Open Compute Project, Microscaling Formats v1.0 (2023), section 5.
     """
+    if blocks.is_cuda and out.is_contiguous() and _kernel_agrees(blocks.device, out.dtype):
+        from moe_outliers import weight_kernels
+
+        weight_kernels.mxfp4(blocks, scales, out)
+    else:
+        _mxfp4(blocks, scales, out)
+
+
+def _mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
+    """Dequantise as `mxfp4`, in plain torch."""
     pairs = _pairs(out.dtype, blocks.device)
     experts, rows, groups, half = blocks.shape
     for part in _parts(experts, blocks[0].numel() * 2):
@@ -63,6 +76,29 @@ def fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
         out[part.start * tall : part.stop * tall] = weights.view(here.shape)
 
 
+@cache
+def _kernel_agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    """Dequantise every byte with every scale by the kernel and in plain torch, and compare."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    byte = torch.arange(256, dtype=torch.uint8, device=device)
+    blocks = byte.view(1, 16, 1, 16).expand(2, 16, 256, 16).reshape(2, 64, 64, 16)
+    scales = byte.repeat(2 * 16).view(2, 64, 64)
+    wanted, found = (torch.empty((2, 64 * 32, 64), dtype=dtype, device=device) for _ in range(2))
+    _mxfp4(blocks, scales, wanted)
+    try:
+        from moe_outliers import weight_kernels
+
+        weight_kernels.mxfp4(blocks, scales, found)
+    except Exception as error:  # whatever a compiler or a driver raises
+        logging.warning("MXFP4 weights are dequantised without a kernel: %s", error)
+        return False
+    integer = torch.int16 if dtype.itemsize == 2 else torch.int32
+    plain = (part.nan_to_num(nan=7.0, posinf=8.0, neginf=9.0) for part in (wanted, found))
+    return torch.equal(*(part.view(integer) for part in plain))
+
+
+@cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the two values of each byte, (256, 2)."""
     values = torch.tensor(_FP4, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """Which way a model is run, and where its checkpoint comes from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -9,13 +9,12 @@ from typing import Any, Protocol
 from huggingface_hub import constants, get_token, try_to_load_from_cache
 
 from moe_outliers import checkpoint, hub, resident, streamed
+from moe_outliers.progress import Progress
 from moe_outliers.ranges import Ranges
 from moe_outliers.recorder import Recorder
 from moe_outliers.shards import Shards
 from moe_outliers.source import Folder, Source
 from moe_outliers.store import Store
-
-Progress = Callable[[str], None]
 
 ENGINES = ("streamed", "resident")
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -27,10 +27,10 @@ from moe_outliers import (
 )
 from moe_outliers.checkpoint import digest
 from moe_outliers.failpoints import Failpoint, reach
+from moe_outliers.kept import Array
+from moe_outliers.progress import Progress
 from moe_outliers.receipts import Pair
-from moe_outliers.recorder import Array, Recorder
-
-Progress = Callable[[str], None]
+from moe_outliers.recorder import Recorder
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The results have the names of the variables; their first axis is the sequence. `
 what is equal to `reduction` bit for bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_outliers import block_kernels, reduction, site_kernels
+from moe_outliers import block_kernels, reducers, reduction, site_kernels
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 _TALL, _STEPS, _WIDE = 8, 8, 128  # a tile of positions, tiles of a program, features of a program
@@ -141,6 +142,34 @@ class _Sites:
         return _add(self._sums)
 
 
+def compile_all(h: Tensor, delimiter: Tensor, alphas: Tensor, *, layer_norm: bool) -> None:
+    """Compile every kernel for activations of this shape and type, side by side.
+
+    Args:
+        h: (position, feature), any numbers.
+        delimiter: (1, position), bool.
+        alphas: thresholds, ascending, float32.
+        layer_norm: LayerNorm instead of RMSNorm.
+    """
+    table, kind = _table([h]), _TYPES[h.dtype]
+    hits = _table([torch.zeros_like(h, dtype=torch.bool)])
+    batch = _Sites(
+        x_table=table, h_table=table, shape=(1, *h.shape), device=h.device, x=kind, h=kind
+    )
+    picked = torch.zeros((len(h), 1), dtype=torch.int64, device=h.device)
+    picks = reducers.Picks(h, picked.flatten(), picked.to(h.dtype), picked)
+    works: list[Callable[[], Any]] = [
+        lambda: batch.reduce_rows(1e-6, layer_norm),
+        lambda: batch.reduce_columns(kinds(delimiter), hits, alphas),
+        lambda: batch.add_rows(torch.zeros((1, h.shape[1]), dtype=torch.int8, device=h.device)),
+        lambda: residuals([h]),
+        lambda: experts(picks, 1, 1),
+    ]
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result()
+
+
 def residuals(hs: Sequence[Tensor]) -> dict[str, Tensor]:
     """Reduce the residual stream behind one block; hs: for each sequence, (position, feature)."""
     (positions, width), count, device = hs[0].shape, len(hs), hs[0].device
@@ -202,7 +231,7 @@ def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
     }
     block_kernels.expert_places[count, sequences](
         peaks, features, raw_peaks, picked.contiguous(), *found.values(), k,
-        ROWS=rows // sequences, LONG=_LONG,
+        rows // sequences, LONG=_LONG,
     )  # fmt: skip
     return [{name: value[n] for name, value in found.items()} for n in range(sequences)]
 
@@ -227,7 +256,7 @@ def _add(sums: Tensor) -> Tensor:
     """Add over positions, (sequence, position, column), float64, in an order of its own."""
     count, positions, columns = sums.shape
     out = torch.empty((count, columns), dtype=torch.float64, device=sums.device)
-    block_kernels.add_positions[columns, count](sums, out, columns, POSITIONS=positions, LONG=_LONG)
+    block_kernels.add_positions[columns, count](sums, out, columns, positions, LONG=_LONG)
     return out
 
 

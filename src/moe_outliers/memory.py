@@ -23,6 +23,9 @@ RESERVE_BYTES = 500_000_000
 HOST_BYTES = 2_000_000_000
 """What Python and the libraries take of the host's memory beside what is computed here."""
 
+HELD_BYTES = 1_000_000_000
+"""What a GPU holds at most of activations that are to be reduced together."""
+
 REDUCTION_BYTES = 80
 """Temporaries of the reduction, in bytes for each value of one sequence's norm output."""
 
@@ -39,23 +42,44 @@ class Needs:
         work: what is computed from them.
         states: hidden states and unions of all sequences, statistics of two blocks.
         forward: the largest forward pass of one micro-batch, with its reduction.
+        graph: what a CUDA graph keeps beside: the memory of a forward pass of its own.
     """
 
     slot: int
     work: int
     states: int
     forward: int
+    graph: int = 0
 
-    def device(self, depth: int) -> int:
-        """Return all that is needed with so many groups read ahead."""
-        return (depth + 1) * self.slot + self.work + self.states + self.forward + RESERVE_BYTES
+    def device(self, depth: int, graphs: bool = False) -> int:
+        """Return all that is needed with so many groups read ahead, with graphs or without."""
+        passes = self.forward + (self.graph if graphs else 0)
+        return (depth + 1) * self.slot + self.work + self.states + passes + RESERVE_BYTES
 
-    def line(self, depth: int) -> str:
+    def line(self, depth: int, graphs: bool = False) -> str:
         """Say it in words."""
         return (
             f"{depth + 1} slots of {self.slot / GB:.1f} GB, work area {self.work / GB:.1f}, "
             f"states {self.states / GB:.1f}, forward {self.forward / GB:.1f}"
+            + (f", its graph {self.graph / GB:.1f}" if graphs else "")
         )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a sweep uses the memory; nothing of it changes a number.
+
+    Attributes:
+        depth: groups read ahead of the one in use.
+        graphs: whether layers are captured as CUDA graphs.
+        line: what it takes, in words.
+        scarce: that it would be more with more memory.
+    """
+
+    depth: int
+    graphs: bool
+    line: str
+    scarce: bool
 
 
 def needs(
@@ -66,6 +90,7 @@ def needs(
     tokens: int,
     micro_batch: int,
     alphas: int,
+    cuda: bool = False,
 ) -> Needs:
     """Compute what a sweep needs of the device.
 
@@ -76,10 +101,12 @@ def needs(
         tokens: of a sequence.
         micro_batch: sequences in one forward pass.
         alphas: number of thresholds.
+        cuda: the device is a GPU, which holds activations for a while, and captures graphs.
     """
     config = model.config
     width, size = config.hidden_size, model.dtype.itemsize
     states = sequences * tokens * width * (size + 2)
+    held = min(HELD_BYTES, 4 * sequences * tokens * width * size) if cuda else 0
     stored = 4 * sequences * width * (4 * alphas + STORED_BYTES)
     rows = micro_batch * tokens
     mixer = max(_attention(config, size, tokens) * micro_batch, _linear(config) * rows)
@@ -88,22 +115,20 @@ def needs(
     return Needs(
         slot=max(layout.slot_bytes for layout in layouts),
         work=max(layout.work_bytes for layout in layouts),
-        states=states + stored,
+        states=states + stored + held,
         forward=forward + tokens * width * REDUCTION_BYTES,
+        graph=forward if cuda else 0,
     )
 
 
-def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) -> tuple[int, str]:
-    """Choose how many groups are read ahead.
+def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) -> Choice:
+    """Choose how many groups are read ahead, and whether there is room for graphs.
 
     Args:
         needed: as `needs` returns it.
         device: where the sweep runs.
         depth: what was asked for, or None.
         pinned: bytes of the page-locked chunks.
-
-    Returns:
-        The depth, and a line that says what it takes.
 
     Raises:
         ValueError: if the sweep does not fit; the message has the figures.
@@ -115,16 +140,18 @@ def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) 
             "are free: take a machine with more memory"
         )
     there = _free(device) if device.type == "cuda" else host
-    wanted = DEPTH if depth is None else depth
-    while there is not None and wanted > 0 and needed.device(wanted) > there:
-        wanted -= 1
-    line = f"prefetch depth {wanted}: {needed.device(wanted) / GB:.1f} GB ({needed.line(wanted)})"
-    if there is not None and needed.device(wanted) > there:
+    most = DEPTH if depth is None else depth
+    ways = [(most, needed.graph > 0), *((ahead, False) for ahead in range(most, -1, -1))]
+    fits = (way for way in ways if there is None or needed.device(*way) <= there)
+    chosen = next(fits, (0, False))
+    what = f"prefetch depth {chosen[0]}" + ("" if chosen[1] or not needed.graph else ", no graphs")
+    line = f"{what}: {needed.device(*chosen) / GB:.1f} GB ({needed.line(*chosen)})"
+    if there is not None and needed.device(*chosen) > there:
         raise ValueError(
             f"{line} do not fit: {there / GB:.1f} GB of memory are free on {device}: take a device "
             f"with at least {needed.device(0) / GB:.0f} GB, or fewer sequences"
         )
-    return wanted, line
+    return Choice(*chosen, line, scarce=chosen != ways[0])
 
 
 def host_bytes() -> int | None:

@@ -5,9 +5,8 @@ hidden states; the hooks do the rest. No activation is kept beyond its hook but 
 and feature for the unions.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,9 @@ from torch import Tensor, nn
 
 from moe_outliers import reduction
 from moe_outliers.experts import Replaced, Tap
-from moe_outliers.host_copy import HostCopy
-from moe_outliers.reducers import Picks, Reducer, reducer
+from moe_outliers.kept import Array, Kept
+from moe_outliers.reducers import Immediate, Picks, Reducer, reducer
 from moe_outliers.sites import Site, family_of, sites_of
-from moe_outliers.statistics import VARIABLES
-
-Array = np.ndarray[Any, Any]
-
-_STORED = {
-    "uint16": torch.uint16,
-    "int32": torch.int32,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
 
 
 class Recorder:
@@ -61,12 +50,9 @@ class Recorder:
         self.ids, self.delimiter, self.alphas = ids, delimiter, tuple(alphas)
         self.family = family_of(model.config.model_type)
         self.sites = list(sites_of(model))
-        self._stores: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
+        self._ids: dict[torch.device, Tensor] = {}
         self._hit: dict[tuple[str, torch.device], Tensor] = {}
         self._pending: dict[int, list[dict[str, Tensor]]] = {}
-        self._experts: dict[int, list[tuple[int, dict[str, Tensor]]]] = defaultdict(list)
-        self._mover = ThreadPoolExecutor(1)
-        self._moving: list[Future[None]] = []
         self.gain: dict[int, Tensor] = {}
         self.offset: dict[int, Tensor] = {}
         self.norm_dtypes: set[str] = set()
@@ -79,29 +65,44 @@ class Recorder:
             if hasattr(layer.mlp, "experts"):
                 self.moe_blocks.append(block)
                 self._watch_experts(block, layer.mlp)
+        blocks = range(len(model.model.layers))
+        numbers = {"site": range(len(self.sites)), "block": blocks, "moe": self.moe_blocks}
+        self._kept = Kept(len(ids), numbers)
 
     def close(self) -> None:
         """Detach from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._mover.shutdown()
+        self._kept.close()
 
     # -- what the hooks do ---------------------------------------------------------------------
 
     def _on_norm(self, number: int, site: Site) -> Callable[..., None]:
         def hook(norm: Any, args: tuple[Tensor, ...], x: Tensor) -> None:
             self.norm_dtypes.add(str(x.dtype).removeprefix("torch."))
-            if number not in self.gain:
-                gain = norm.weight.detach().float() + self.family.unit_offset
-                bias, nothing = getattr(norm, "bias", None), torch.zeros_like(gain)
-                self.gain[number] = gain
-                self.offset[number] = nothing if bias is None else nothing + bias.detach().float()
+            self._take_gain(number)
             here, hits = self._reducer(x.device), self._hits(site.kind, x)
             for row, sequence in enumerate(self.sequences):
-                here.site(number, sequence, x[row], args[0][row], hits[sequence], norm=norm)
+                here.site(number, sequence, x[row], args[0][row], hits, norm=norm)
 
         return hook
+
+    def take_gains(self, block: int) -> None:
+        """Take gain and offset of a block's norms while their parameters are there.
+
+        The hooks do that too, but what they queue into a graph is not done before it is replayed.
+        """
+        self._take_gain(2 * block)
+        self._take_gain(2 * block + 1)
+
+    def _take_gain(self, number: int) -> None:
+        if number not in self.gain:
+            norm = self.sites[number].norm
+            gain = norm.weight.detach().float() + self.family.unit_offset
+            bias, nothing = getattr(norm, "bias", None), torch.zeros_like(gain)
+            self.gain[number] = gain
+            self.offset[number] = nothing if bias is None else nothing + bias.detach().float()
 
     def _hits(self, kind: str, x: Tensor) -> Tensor:
         """Return the hits of a union, (sequence, position, feature), bool."""
@@ -115,7 +116,7 @@ class Recorder:
         if device not in self._reducers:
             mask = torch.from_numpy(self.delimiter).to(device)
             self._reducers[device] = reducer(
-                self._keep, mask, self.alphas, self.family, self._kernels
+                self._kept.add, mask, self.alphas, self.family, self._kernels
             )
         return self._reducers[device]
 
@@ -123,7 +124,6 @@ class Recorder:
     def _flush(self) -> None:
         for one in self._reducers.values():
             one.flush()
-        self._keep_experts()
 
     def _on_block(self, block: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -187,43 +187,40 @@ class Recorder:
                 zip(self.sequences, self._pending.pop(block), strict=True)
             ):
                 place = kept["expert_max_position"], kept["expert_max_feature"]
-                self._experts[block].append((sequence, kept | {"expert_total": total[row][place]}))
+                self._reducer(total.device).mlp(block, sequence, kept, total[row][place])
 
         return hook
-
-    def _keep_experts(self) -> None:
-        """Keep what the experts of several sequences wrote, each block's with few operations."""
-        for block in list(self._experts):
-            sequences, kept = zip(*self._experts[block], strict=True)
-            values = {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
-            unpicked, total = values["expert_max_feature"] < 0, values["expert_total"].float()
-            values["expert_total"] = torch.where(unpicked, 0.0, total)
-            self._keep("moe", block, sequences, values)
-            del self._experts[block]  # only now: memory may run out before
 
     def loss(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
         """Take the final norm's output, (row, position, feature), of the current sequences."""
         self._flush()
+        if (here := hidden.device) not in self._ids:  # once: a copy waits for the device
+            self._ids[here] = torch.from_numpy(self.ids).to(here, torch.int64)
         for row, sequence in enumerate(self.sequences):
-            ids = torch.from_numpy(self.ids[sequence]).to(hidden.device, torch.int64)
-            nll = reduction.token_nll(hidden[row], head, ids)
-            self._keep("sequence", 0, [sequence], {"token_nll": nll[None]})
+            nll = reduction.token_nll(hidden[row], head, self._ids[here][sequence])
+            self._kept.add("sequence", 0, [sequence], {"token_nll": nll[None]})
 
-    def _keep(
-        self, scope: str, number: int, sequences: Sequence[int], values: dict[str, Tensor]
+    # -- what a replayed graph does again --------------------------------------------------------
+
+    @property
+    def replayable(self) -> bool:
+        """Whether what the hooks do can be done again by replaying the work that they queued."""
+        return not any(isinstance(one, Immediate) for one in self._reducers.values())
+
+    @contextmanager
+    def captured(self, rows: int) -> Iterator[list[Any]]:
+        """Let the hooks put aside what they see of so many rows, for `replayed`."""
+        self.sequences = range(rows)
+        batched: list[Any] = list(self._reducers.values())
+        with ExitStack() as stack:
+            yield [(one, stack.enter_context(one.aside())) for one in batched]
+
+    def replayed(
+        self, seen: list[Any], rows: Sequence[int], copy: Callable[[Tensor], Tensor]
     ) -> None:
-        """Keep values of sequences by name, (sequence, …), with one copy where they follow on."""
-        store, first = self._stores[scope, number], sequences[0]
-        follow = list(sequences) == list(range(first, first + len(sequences)))
-        for name, value in values.items():
-            if name not in store:
-                dtype, shape = _STORED[VARIABLES[name].dtype], (len(self.ids), *value.shape[1:])
-                store[name] = torch.zeros(shape, dtype=dtype, device=value.device)
-            if follow:
-                store[name][first : first + len(sequences)].copy_(value)
-            else:
-                for row, sequence in enumerate(sequences):
-                    store[name][sequence].copy_(value[row])
+        """Take what the hooks put aside, as it is now, as that of these sequences."""
+        for one, aside in seen:
+            one.again(aside, rows, copy)
 
     # -- what the engine takes -----------------------------------------------------------------
 
@@ -233,9 +230,8 @@ class Recorder:
         All sequences must have been through the block.
         """
         self._flush()
-        kept = [("site", 2 * block), ("site", 2 * block + 1), ("block", block), ("moe", block)]
-        copies = [HostCopy(self._stores[key]) for key in kept if key in self._stores]
-        self._moving += [self._mover.submit(copy.finish) for copy in copies if copy.under_way]
+        sites = [("site", 2 * block), ("site", 2 * block + 1)]
+        self._kept.settle([*sites, ("block", block), ("moe", block)])
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
@@ -244,18 +240,12 @@ class Recorder:
             ValueError: if an activation was NaN or infinite; the message names the first such site.
         """
         self._flush()
-        while self._moving:
-            self._moving.pop().result()
-        found: dict[str, list[Array]] = defaultdict(list)
-        for _, store in sorted(self._stores.items(), key=lambda item: item[0][1]):
-            for name, values in store.items():
-                found[name].append(values[sequence].cpu().numpy())
+        result = self._kept.of(sequence)
+        parts = [result[n] for n in ("x_min", "x_max", "x_first", "z_max", "power_sum")]
         for number, site in enumerate(self.sites):
-            parts = ("x_min", "x_max", "x_first", "z_max", "power_sum")
-            if not all(np.isfinite(found[name][number]).all() for name in parts):
+            if not all(np.isfinite(part[number]).all() for part in parts):
                 raise ValueError(f"NaN or infinite activations at block {site.block} {site.kind}")
-        result = {name: np.stack(values) for name, values in found.items()}
-        result["token_nll"] = found["token_nll"][0]
+        result["token_nll"] = result["token_nll"][0]
         for name in ("residual_max", "token_nll", "router_entropy", "expert_raw_max"):
             if not np.isfinite(result.get(name, 0.0)).all():
                 raise ValueError(f"NaN or infinite values in {name}")

@@ -1,15 +1,11 @@
-"""Two ways from activations to kept statistics: one sequence at a time, or several by GPU kernels.
+"""From activations to kept statistics: what the hooks hand on, and the plain way to reduce it.
 
-One sequence's activations are too few to keep a large GPU busy. There, what the hooks see is held
-by reference, for a bounded number of bytes, and reduced together; the numbers of a sequence do not
-depend on what is held with it.
+`batched` is the other way, for GPUs.
 """
 
 import importlib.util
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -18,9 +14,6 @@ from torch import Tensor
 
 from moe_outliers import reduction
 from moe_outliers.sites import Family
-
-HELD_BYTES = 512_000_000
-"""What is held at most, beside the activations that the model holds anyway."""
 
 Keep = Callable[[str, int, Sequence[int], dict[str, Tensor]], None]
 """Takes scope, number, sequences, and their values by name: (sequence, …)."""
@@ -51,7 +44,7 @@ class Reducer(Protocol):
     def site(
         self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
     ) -> None:
-        """Take a norm's output x, what it read, and where its union's hits are added."""
+        """Take a norm's output x, what it read, and the hits of its union, of all sequences."""
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
         """Take the output of a block, (position, feature)."""
@@ -61,6 +54,9 @@ class Reducer(Protocol):
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the experts, so many as `count`, of each sequence, as `reduction.experts`."""
+
+    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+        """Take what `experts` found, and the module's output, (expert,), at those places."""
 
     def flush(self) -> None:
         """Make sure that all that was taken is kept."""
@@ -84,7 +80,11 @@ def reducer(
     """
     if kernels is None:
         kernels = len(alphas) <= MOST_ALPHAS and usable(delimiter.device)
-    return (Batched if kernels else Immediate)(keep, delimiter, alphas, family)
+    if not kernels:
+        return Immediate(keep, delimiter, alphas, family)
+    from moe_outliers.batched import Batched
+
+    return Batched(keep, delimiter, alphas, family)
 
 
 def usable(device: torch.device) -> bool:
@@ -98,8 +98,7 @@ def agree(device: str) -> bool:
     """Reduce small random activations on a device by kernels and in plain torch, and compare.
 
     A driver or a Triton on which the kernels do not compile, or count wrongly, costs time, not a
-    result: plain torch is used there. The shape is one that most models share: what is compiled for
-    it is not compiled again.
+    result: plain torch is used there.
     """
     random = torch.Generator().manual_seed(0)
     h = (torch.randn((80, 2048), generator=random) * 4).bfloat16().to(device)
@@ -113,6 +112,7 @@ def agree(device: str) -> bool:
 
         hits, limits = [torch.zeros_like(h, dtype=torch.bool)], torch.tensor(alphas, device=device)
         how: Any = {"alphas": limits, "eps": 1e-6, "layer_norm": False}
+        fused.compile_all(h, delimiter, limits, layer_norm=False)
         found = fused.sites([h], [h], fused.kinds(delimiter), hits, **how) | fused.residuals([h])
         for name, value in wanted.items():
             torch.testing.assert_close(found[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)
@@ -144,7 +144,7 @@ class Immediate:
         z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
         found = reduction.site(x, z, self._delimiter[sequence], self._alphas)
         self._kept("site", number, sequence, found)
-        hits |= x.bfloat16().abs() >= reduction.OUTLIER
+        hits[sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
         """Take the output of a block."""
@@ -164,6 +164,10 @@ class Immediate:
             reduction.experts(r, r * w[..., None], p, count) for r, w, p in zip(*parts, strict=True)
         ]
 
+    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+        """Take what the experts wrote at most."""
+        self._kept("moe", number, sequence, found | total_of(found, total))
+
     def flush(self) -> None:
         """Nothing is held."""
 
@@ -171,79 +175,10 @@ class Immediate:
         self._keep(scope, number, [sequence], {n: value[None] for n, value in values.items()})
 
 
-class Batched:
-    """Holds activations, and reduces those of several sequences together by kernels."""
-
-    def __init__(
-        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
-    ) -> None:
-        from moe_outliers import fused
-
-        self._fused, self._keep, self._family = fused, keep, family
-        self._kinds = fused.kinds(delimiter)
-        self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
-        self._held: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
-        self._bytes = 0
-        here = delimiter.device
-        self._here: Any = torch.cuda.device(here) if here.type == "cuda" else nullcontext()
-
-    def site(
-        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
-    ) -> None:
-        """Take the output of a norm."""
-        self._hold(("site", number, epsilon(norm)), sequence, x.contiguous(), h.contiguous(), hits)
-
-    def block(self, number: int, sequence: int, h: Tensor) -> None:
-        """Take the output of a block."""
-        self._hold(("block", number), sequence, h.contiguous())
-
-    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
-        """Take what a router returned; its bias is copied, for the next layer takes its place."""
-        key = ("moe", number)
-        if key not in self._held and bias is not None:
-            bias = bias.clone()
-        self._hold(key, sequence, *routing, bias)
-
-    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
-        """Reduce the experts at once: their outputs are too large to be held."""
-        with self._here:
-            return self._fused.experts(picks, count, sequences)
-
-    def flush(self) -> None:
-        """Reduce all that is held; what memory did not suffice for stays held, for another try."""
-        for key in list(self._held):
-            scope, number, *how = key
-            sequences, *parts = zip(*self._held[key], strict=True)
-            with self._here:
-                values = self._reduce(scope, how, sequences, parts)
-            self._keep(scope, number, sequences, values)
-            del self._held[key]
-        self._bytes = 0
-
-    def _hold(self, key: tuple[Any, ...], sequence: int, *tensors: Any) -> None:
-        self._held[key].append((sequence, *tensors))
-        self._bytes += sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        if self._bytes >= HELD_BYTES:
-            self.flush()
-
-    def _reduce(
-        self, scope: str, how: Sequence[Any], sequences: Sequence[int], parts: Sequence[Any]
-    ) -> dict[str, Tensor]:
-        if scope == "block":
-            return self._fused.residuals(parts[0])
-        if scope == "moe":
-            routings, bias = list(zip(*parts[:3], strict=True)), parts[3][0]
-            return self._fused.routers(routings, bias, self._family.scores)
-        xs, hs, hits = parts
-        return self._fused.sites(
-            xs,
-            hs,
-            self._kinds[list(sequences)],
-            hits,
-            alphas=self._alphas,
-            eps=how[0],
-            layer_norm=self._family.layer_norm,
-        )
+def total_of(found: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+    """Return the module's output at the experts' places: 0 where nobody picked the expert."""
+    unpicked = found["expert_max_feature"] < 0
+    return {"expert_total": torch.where(unpicked, 0.0, total.float())}
 
 
 def epsilon(norm: Any) -> float:

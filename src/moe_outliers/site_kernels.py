@@ -56,20 +56,17 @@ def _to_eight_bits(x, largest):
 
 
 @triton.jit
-def _store_moments(out, x, there, width):
-    """Store the sums of four powers, and the kurtosis: about the mean, biased, 0 if constant."""
-    wide = x.to(tl.float64)
-    square = wide * wide
-    total = tl.sum(wide, 0)
-    tl.store(out, total)
-    tl.store(out + 1, tl.sum(square, 0))
-    tl.store(out + 2, tl.sum(square * wide, 0))
-    tl.store(out + 3, tl.sum(square * square, 0))
-    centred = tl.where(there, wide - total / width, 0.0)
-    centred = centred * centred
-    variance = tl.sum(centred, 0) / width
-    fourth = tl.sum(centred * centred, 0) / width
-    tl.store(out + 4, fourth / tl.where(variance > 0, variance * variance, 1.0))
+def _first_pass(n0, n1, n2, n3, size0, at0, high0, low0, m0, m1, m2, m3, size1, at1, high1, low1):
+    """Add four sums; keep the largest with its first place, the highest, the lowest."""
+    later = (size1 > size0) | ((size1 == size0) & (at1 < at0))
+    size, at = tl.where(later, size1, size0), tl.where(later, at1, at0)
+    high, low = tl.maximum(high0, high1), tl.minimum(low0, low1)
+    return n0 + m0, n1 + m1, n2 + m2, n3 + m3, size, at, high, low
+
+
+@triton.jit
+def _add_four(n0, n1, n2, n3, m0, m1, m2, m3):
+    return n0 + m0, n1 + m1, n2 + m2, n3 + m3
 
 
 @triton.jit
@@ -77,7 +74,10 @@ def site_rows(
     xs, hs, norms, sums, firsts, peaks, features, positions, width, eps,
     CENTRED: tl.constexpr, WIDE: tl.constexpr, X: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
-    """Reduce each position of a norm's output over its features, and what the norm divides by."""
+    """Reduce each position of a norm's output over its features, and what the norm divides by.
+
+    What can be reduced at once is: a reduction costs more than the arithmetic of a row.
+    """
     position, sequence = tl.program_id(0), tl.program_id(1)
     place = sequence * positions + position
     columns = tl.arange(0, WIDE)
@@ -90,18 +90,34 @@ def site_rows(
     x = row_of(xs, sequence, position, columns, there, width, X)
     if position == 0:
         tl.store(firsts + sequence * width + columns, x, mask=there)
-    size = tl.abs(x)
-    peak = tl.max(size, 0)
+    wide = x.to(tl.float64)
+    square = wide * wide
+    size = tl.where(there, tl.abs(x), -1.0)
+    high, low = tl.where(there, x, float("-inf")), tl.where(there, x, float("inf"))
+    one, two, three, four, peak, at, high, low = tl.reduce(
+        (wide, square, square * wide, square * square, size, columns, high, low), 0, _first_pass
+    )
     tl.store(peaks + place, peak)
-    tl.store(features + place, tl.argmax(tl.where(there, size, -1.0), 0))
-    out = sums + place * ROW_SUMS
-    _store_moments(out, x, there, width)
-    tl.store(out + 6, _squared_error(x, _to_eight_bits(x, peak)))
-    low = tl.min(tl.where(there, x, float("inf")), 0)
-    span = _positive(tl.max(tl.where(there, x, float("-inf")), 0) - low)
+    tl.store(features + place, at)
+    centred = tl.where(there, wide - one / width, 0.0)
+    centred = centred * centred
+    token = (x - _to_eight_bits(x, peak)).to(tl.float64)
+    span = _positive(high - low)
     steps = _round_half_even(tl.div_rn((x - low) * 255.0, span))
-    rounded = tl.div_rn(steps * span, 255.0) + low
-    tl.store(out + 7, _squared_error(x, tl.where(there, rounded, x)))
+    zeropoint = (x - (tl.div_rn(steps * span, 255.0) + low)).to(tl.float64)
+    zeropoint = tl.where(there, zeropoint, 0.0)
+    second, fourth, token, zeropoint = tl.reduce(
+        (centred, centred * centred, token * token, zeropoint * zeropoint), 0, _add_four
+    )
+    variance = second / width
+    out = sums + place * ROW_SUMS
+    tl.store(out, one)
+    tl.store(out + 1, two)
+    tl.store(out + 2, three)
+    tl.store(out + 3, four)
+    tl.store(out + 4, fourth / width / tl.where(variance > 0, variance * variance, 1.0))
+    tl.store(out + 6, token)
+    tl.store(out + 7, zeropoint)
 
 
 @triton.jit

@@ -5,27 +5,24 @@ transformers with its parameters on the meta device; a layer gets its parameters
 and loses them after. The numbers are bit for bit those of `resident`.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_outliers import checkpoint, memory, placement
+from moe_outliers import checkpoint, memory, placement, progress
 from moe_outliers.failpoints import Failpoint, reach
+from moe_outliers.graphs import Replays
 from moe_outliers.loader import CHUNKS_PER_READER, Loader
+from moe_outliers.progress import Progress
 from moe_outliers.recorder import Recorder
 from moe_outliers.skeleton import dtype_of, put, replaced, skeleton
 from moe_outliers.slots import Layout
 from moe_outliers.source import Source
-
-Progress = Callable[[str], None]
-
-REPORT_S = 5.0
-"""Seconds between two lines of progress."""
 
 BIGGER = "Take a device with more memory; fewer tokens or sequences need less"
 
@@ -111,7 +108,7 @@ class Streamed:
         sweep = _Sweep(self, recorder, batches, progress)
         sweep.run()
         self._source.check()
-        progress(sweep.summary())
+        sweep.rate.end(len(batches))
         yield from (row for batch in batches for row in batch if row in set(wanted))
 
 
@@ -120,18 +117,23 @@ class _Sweep:
 
     The hidden states of every sequence wait between two layers, so that after a shortage of memory
     the sweep goes on where it was, with fewer groups on the device.
+
+    Attributes:
+        rate: says how far it is.
     """
 
     def __init__(
-        self, engine: Streamed, recorder: Recorder, batches: Sequence[range], progress: Progress
+        self, engine: Streamed, recorder: Recorder, batches: Sequence[range], tell: Progress
     ) -> None:
         self._engine, self._recorder, self._batches = engine, recorder, batches
-        self._progress, self._started = progress, time.monotonic()
-        self._reported, self._read_before = self._started, 0
         self._layouts, self._body = engine.layouts, engine.model.model
+        total = sum(layout.read_bytes for layout in self._layouts)
+        self._tell, self._read_before = tell, 0
+        self.rate = progress.Rate(tell, total, len(self._layouts) - 2)
         self._hidden: list[Any] = [None] * len(batches)
         self._calls: dict[int, list[tuple[Any, Any]]] = {}
         self._group = self._batch = 0  # what comes next
+        self._replays = Replays(recorder, on=False)
 
     def run(self) -> None:
         """Run to the end; after running out of device memory, with less of it ahead of use."""
@@ -143,22 +145,18 @@ class _Sweep:
                 self._advance(depth)
             except torch.OutOfMemoryError as error:
                 at = f"out of device memory at {self._layouts[self._group].group.name}"
-                if depth == 0:
+                if self._replays.on:
+                    self._replays = Replays(self._recorder, on=False)
+                    line = f"{at}: no graphs"
+                elif depth > 0:
+                    depth -= 1
+                    line = f"{at}: prefetch depth {depth + 1} -> {depth}"
+                else:
                     raise ValueError(f"{at}, with nothing read ahead: {error}. {BIGGER}") from None
-                depth -= 1
-                line = f"{at}: prefetch depth {depth + 1} -> {depth}"
                 engine.plan.append(line)
-                self._progress(line)
+                self._tell(line)
             if engine.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def summary(self) -> str:
-        """Say what was done."""
-        total = sum(layout.read_bytes for layout in self._layouts)
-        return (
-            f"forward passes: {len(self._batches)}, each of {len(self._layouts) - 2} blocks; "
-            f"{total / 1e9:.1f} GB in {time.monotonic() - self._started:.1f} s"
-        )
 
     def _choose_depth(self) -> int:
         """Compute what the sweep needs, and choose how far to read ahead."""
@@ -171,13 +169,15 @@ class _Sweep:
             tokens=tokens,
             micro_batch=max(map(len, self._batches)),
             alphas=len(self._recorder.alphas),
+            cuda=engine.device.type == "cuda",
         )
         pinned = options.readers * CHUNKS_PER_READER * options.chunk_bytes
-        depth, line = memory.choose(needed, engine.device, options.depth, pinned)
-        if depth < memory.DEPTH and options.depth is None:
-            engine.plan.append(line)
-        self._progress(line)
-        return depth
+        chosen = memory.choose(needed, engine.device, options.depth, pinned)
+        if chosen.scarce:
+            engine.plan.append(chosen.line)
+        self._tell(chosen.line)
+        self._replays.on = chosen.graphs
+        return chosen.depth
 
     def _advance(self, depth: int) -> None:
         """Take group after group from where the sweep is."""
@@ -198,7 +198,7 @@ class _Sweep:
             chunk_bytes=options.chunk_bytes,
         ) as self._loader:
             while self._group < len(self._layouts):
-                slot = self._loader.take(self._report, REPORT_S)
+                slot = self._loader.take(self._report, progress.REPORT_S)
                 with torch.inference_mode(), self._attached(slot, work):
                     self._use()
                 self._loader.release()
@@ -239,6 +239,9 @@ class _Sweep:
     def _use(self) -> None:
         """Let every micro-batch that has not been through the group go through it."""
         modules = self._modules()
+        if len(modules) == 1 and self._group > 0:
+            self._recorder.take_gains(self._group - 1)
+        self._replays.next_layer((repr(modules[0]), getattr(modules[0], "attention_type", None)))
         while self._batch < len(self._batches):
             rows = self._batches[self._batch]
             hidden = self._hidden[self._batch]
@@ -246,15 +249,19 @@ class _Sweep:
             if self._group == 0:
                 self._hidden[self._batch] = self._enter(rows)
             elif len(modules) == 1:
-                self._recorder.sequences = rows
-                args, arguments = self._calls[len(rows)][self._group - 1]
-                output = modules[0](hidden, *args, **arguments)
-                self._hidden[self._batch] = output[0] if isinstance(output, tuple) else output
+                left = len(self._batches) - self._batch
+                layer = partial(self._layer, modules[0], len(rows))
+                self._hidden[self._batch] = self._replays.run(layer, hidden, rows, left)
             else:
                 self._recorder.sequences = rows
                 self._recorder.loss(modules[0](hidden), modules[1])
                 self._hidden[self._batch] = None
             self._batch += 1
+
+    def _layer(self, layer: nn.Module, count: int, hidden: Tensor) -> Tensor:
+        args, arguments = self._calls[count][self._group - 1]
+        output: Any = layer(hidden, *args, **arguments)
+        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
     def _enter(self, rows: range) -> Tensor:
         """Run the body with its layers left out; keep what each layer would have been called with.
@@ -280,16 +287,5 @@ class _Sweep:
         return hidden
 
     def _report(self) -> None:
-        """Say how far the sweep is, every few seconds."""
-        now = time.monotonic()
-        if now - self._reported < REPORT_S:
-            return
-        self._reported = now
-        total = sum(layout.read_bytes for layout in self._layouts)
         read = self._loader.read_bytes + self._read_before
-        rate = read / (now - self._started)
-        left = (total - read) / rate if rate else float("inf")
-        self._progress(
-            f"{self._layouts[self._group].group.name} of {len(self._layouts) - 2}: "
-            f"{read / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e9:.2f} GB/s, {left:.0f} s left"
-        )
+        self.rate.report(self._layouts[self._group].group.name, read)

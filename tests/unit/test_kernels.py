@@ -11,7 +11,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from moe_outliers import fused, reducers, reduction  # noqa: E402
+from moe_outliers import fused, memory, reducers, reduction  # noqa: E402
 
 ALPHAS = [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0]
 EXACT_ON_SITES = ["x_min", "x_max", "x_first", "x_count", "x_positive", "x_delimiter"]
@@ -156,7 +156,7 @@ def test_a_sequence_alone_gives_the_same_bits_as_among_others():
 
 @pytest.mark.parametrize(("name", "held"), [("glm4_moe", 10**9), ("phimoe", 40_000)])
 def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(reducers, "HELD_BYTES", held)
+    monkeypatch.setattr(memory, "HELD_BYTES", held)
     folder = tiny_checkpoint(name)
     how = {"wanted": [0, 1], "kernels": True, "device": DEVICE, "dtype": "float32"}
     whole = running.hold(folder, **how)

@@ -22,9 +22,21 @@ NEEDED = memory.Needs(
 )
 def test_as_many_groups_are_read_ahead_as_fit(there_gb, asked, depth, monkeypatch):
     monkeypatch.setattr(memory, "host_bytes", lambda: int(there_gb * 1e9))
-    chosen, line = memory.choose(NEEDED, CPU, asked, pinned=256_000_000)
-    assert chosen == depth
-    assert line.startswith(f"prefetch depth {depth}: {NEEDED.device(depth) / 1e9:.1f} GB")
+    chosen = memory.choose(NEEDED, CPU, asked, pinned=256_000_000)
+    assert chosen.depth == depth
+    assert chosen.scarce == (depth != (memory.DEPTH if asked is None else asked))
+    assert chosen.line.startswith(f"prefetch depth {depth}: {NEEDED.device(depth) / 1e9:.1f} GB")
+
+
+@pytest.mark.parametrize(
+    ("there_gb", "depth", "graphs"), [(26.1, 1, True), (25.9, 1, False), (23.9, 0, False)]
+)
+def test_graphs_are_given_up_before_reading_ahead(there_gb, depth, graphs, monkeypatch):
+    monkeypatch.setattr(memory, "host_bytes", lambda: int(there_gb * 1e9))
+    needed = dataclasses.replace(NEEDED, graph=2_000_000_000)
+    chosen = memory.choose(needed, CPU, None, pinned=0)
+    assert (chosen.depth, chosen.graphs) == (depth, graphs)
+    assert ("no graphs" in chosen.line) == chosen.scarce == (not graphs)
 
 
 def test_a_device_that_is_too_small_is_refused_with_figures(monkeypatch):
@@ -41,7 +53,7 @@ def test_a_host_that_is_too_small_is_refused_with_figures(monkeypatch):
 
 def test_where_free_memory_is_unknown_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "host_bytes", lambda: None)
-    assert memory.choose(NEEDED, CPU, None, pinned=0)[0] == memory.DEPTH
+    assert memory.choose(NEEDED, CPU, None, pinned=0).depth == memory.DEPTH
 
 
 def test_this_machine_has_some_memory():

@@ -11,7 +11,8 @@ from hub import Fault, Hub
 from running import ALPHAS, DELIMITER, IDS, hold, remote, stream, taken
 
 from moe_outliers import checkpoint as checkpoints
-from moe_outliers import dequantise, failpoints, shards, streamed
+from moe_outliers import dequantise, failpoints, progress, shards, streamed
+from moe_outliers.kept import Kept
 from moe_outliers.recorder import Recorder
 from moe_outliers.source import Folder
 
@@ -128,7 +129,7 @@ def test_out_of_device_memory_while_statistics_are_kept_loses_none(
     moment, tiny_checkpoint, monkeypatch
 ):
     """What was held when memory ran out is kept at the next try."""
-    folder, keep, calls = tiny_checkpoint("gpt_oss"), Recorder._keep, Counter()
+    folder, keep, calls = tiny_checkpoint("gpt_oss"), Kept.add, Counter()
     wanted = stream(folder)
 
     def scarce(self, scope, *rest):
@@ -137,7 +138,7 @@ def test_out_of_device_memory_while_statistics_are_kept_loses_none(
             raise torch.OutOfMemoryError("none left")
         keep(self, scope, *rest)
 
-    monkeypatch.setattr(Recorder, "_keep", scarce)
+    monkeypatch.setattr(Kept, "add", scarce)
     assert stream(folder) == wanted
     assert calls["moe"] > moment
 
@@ -175,7 +176,7 @@ def test_a_parameter_that_did_not_come_to_the_device_is_noticed(tiny_checkpoint)
 
 
 def test_progress_says_how_far_it_is(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(streamed, "REPORT_S", 0.0)
+    monkeypatch.setattr(progress, "REPORT_S", 0.0)
     folder, lines = tiny_checkpoint("olmoe"), []
     with closing(Folder(folder, checkpoints.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
