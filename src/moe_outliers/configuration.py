@@ -128,11 +128,14 @@ def local_files(row: Row, here: Callable[[str], str], pattern: str) -> list[str]
     Args:
         row: the model's row.
         here: turns a path of the workflow's folder into one of the working directory.
-        pattern: which files, as a glob.
+        pattern: which files, as a glob, or the name of one that must be there.
     """
     if row["revision"] != "local":
         return []
-    return sorted(str(path) for path in Path(here(row["repo"])).glob(pattern))
+    folder = Path(here(row["repo"]))
+    if "*" not in pattern:
+        return [str(folder / pattern)]
+    return sorted(str(path) for path in folder.glob(pattern))
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

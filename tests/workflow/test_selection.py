@@ -81,9 +81,13 @@ def test_a_fault_in_the_settings_stops_the_run_with_one_message(tmp_path, overla
 @pytest.mark.fault(74)
 @pytest.mark.parametrize(
     ("revision", "message"),
-    [("main", "row olmoe-1b-7b: revision: 'main'"), ("", "pin a revision for olmoe-1b-7b in")],
+    [
+        ("main", "row olmoe-1b-7b: revision: 'main'"),
+        ("", "pin a revision for olmoe-1b-7b in"),
+        ("local", "allenai/OLMoE-1B-7B-0125/tokenizer.json"),  # no such folder
+    ],
 )
-def test_a_model_without_a_pinned_commit_stops_the_run(tmp_path, revision, message):
+def test_a_model_that_cannot_be_had_at_its_revision_stops_the_run(tmp_path, revision, message):
     lines = (ROOT / "config/models.tsv").read_text().splitlines()
     cells = lines[1].split("\t")
     cells[3] = revision
