@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 
-from moe_outliers import parquet, resident, statistics, texts, tokenize, vocabularies
+from moe_outliers import parquet, reduction, resident, statistics, texts, tokenize, vocabularies
 from moe_outliers.experts import Tap
 from moe_outliers.miniatures import MINIATURES, PHIMOE, build
 from moe_outliers.recorder import Recorder
@@ -35,6 +35,17 @@ def tokens_of(name):
     return tuple(np.array(table[column].to_pylist()) for column in ("ids", "delimiter"))
 
 
+def loaded(folder, dtype="bfloat16"):
+    """Load a miniature, and give values to the biases and corrections that it leaves at zero."""
+    model = resident.load(folder, device="cpu", dtype=dtype)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in [*model.parameters(), *model.buffers()]:
+            if not value.any():
+                value.normal_(0, 0.1, generator=random)
+    return model
+
+
 def measured(model, ids, delimiter, micro_batch, wanted=None):
     """Run the program's own recorder; return the variables by sequence, with gain and offset."""
     recorder = Recorder(model, ids, delimiter, reference.ALPHAS)
@@ -60,7 +71,7 @@ def compare(found, expected, dtype):
 def test_every_variable_equals_a_brute_force_computation(checkpoint, dtype):
     name, folder = checkpoint
     ids, delimiter = tokens_of(name)
-    model = resident.load(folder, device="cpu", dtype=dtype)
+    model = loaded(folder, dtype)
     found = measured(model, ids, delimiter, micro_batch=1)
     for row in range(SEQUENCES):
         plain = reference.Activations(model, torch.from_numpy(ids[row : row + 1]))
@@ -72,7 +83,7 @@ def test_every_variable_equals_a_brute_force_computation(checkpoint, dtype):
 def test_a_micro_batch_of_two_equals_brute_force_at_two(checkpoint):
     name, folder = checkpoint
     ids, delimiter = tokens_of(name)
-    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    model = loaded(folder)
     found = measured(model, ids, delimiter, micro_batch=2)
     plain = reference.Activations(model, torch.from_numpy(ids[:2]))
     for row in range(2):
@@ -108,6 +119,28 @@ def test_experts_heard_and_experts_run_one_by_one_give_the_same_bits(
     for row, values in heard.items():
         for variable, value in values.items():
             assert value.tobytes() == apart[row][variable].tobytes(), variable
+
+
+@pytest.mark.parametrize(
+    ("median", "peak", "massive"),
+    [(0.05, 99.0, 0), (0.05, -101.0, 1), (0.1, 100.0, 0), (0.25, 250.0, 0), (0.25, 251.0, 1)],
+)
+def test_massive_is_over_100_and_over_1000_times_the_median(median, peak, massive):
+    h = torch.full((3, 9), median)
+    h[1, 4] = peak
+    assert reduction.residual(h)["residual_massive"] == massive
+    assert reference._residual(h.numpy())["residual_massive"] == massive
+
+
+def test_losses_are_those_of_all_positions_however_they_are_sliced():
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn((n, 16), generator=random) for n in (601, 40))
+    ids = torch.randint(40, (601,), generator=random)
+    found = reduction.token_nll(hidden, lambda part: part @ weight.T, ids)
+    log_p = (hidden @ weight.T).double().log_softmax(1)
+    wanted = -log_p[torch.arange(600), ids[1:]]
+    assert len(wanted) > 2 * reduction.HEAD_SLICE
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_old_threshold_counts_what_rounds_up_to_six():
