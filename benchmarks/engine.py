@@ -6,7 +6,7 @@ writes a random checkpoint at true shape to memory disk, runs each part, prints 
 JSON. `--device cpu --miniature` does the same in small. Parts:
 
     streamed   the engine, twice in a process, and once without statistics; peak memory; bytes of
-               activations and of statistics
+               activations, of statistics, and of the files that are written
     small      the engine within 24 GB of device memory
     floors     bandwidth of the source, of the copy to the device, rate of matrix products
     resident   from_pretrained, the forward pass alone, with the statistics by kernels and in torch,
@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -42,6 +43,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from moe_outliers import checkpoint, reducers, resident, streamed  # noqa: E402
+from moe_outliers import statistics as statistics_file  # noqa: E402
 from moe_outliers.recorder import Recorder  # noqa: E402
 from moe_outliers.source import Folder  # noqa: E402
 
@@ -200,9 +202,15 @@ class Bench:
         activations = self.ids.size * sites * self.config["hidden_size"] * 2  # bfloat16
         self.note("activations_mb", activations / 1e6)
         self.note("statistics_mb", sum(map(len, two.values())) / 1e6)  # before compression
+        self.stream(then=self.write)
 
-    def stream(self, bare: bool = False) -> Any:
-        """Run the engine and return its statistics; bare: without any but the loss."""
+    def stream(self, bare: bool = False, then: Callable[[Recorder], None] | None = None) -> Any:
+        """Run the engine and return its statistics.
+
+        Args:
+            bare: without any statistics but the loss.
+            then: takes the recorder at the end.
+        """
         with closing(self.source()) as source:
             started = time.perf_counter()
             engine = streamed.Streamed(source, device=self.options.device, dtype="auto")
@@ -218,9 +226,29 @@ class Bench:
                 progress=lambda line: print(f"  {line}", flush=True),
             )
             statistics = {row: {} if bare else recorder.result(row) for row in run}
+            if then:
+                then(recorder)
             self.found |= {"waited_s": engine.waited_s, "plan": engine.plan}
             recorder.close()
             return statistics
+
+    def write(self, recorder: Recorder) -> None:
+        """Write the statistics as the workflow does, one file a sequence; count their bytes."""
+        sites = [(site.block, site.kind, site.mixer) for site in recorder.sites]
+        common = {"alphas": ALPHAS, "sites": sites, "moe_blocks": recorder.moe_blocks}
+        attributes = dict.fromkeys(statistics_file.ATTRIBUTES, "benchmark")
+        written = 0
+        with tempfile.TemporaryDirectory(dir=self.options.folder) as folder:
+            for row in range(len(self.ids)):
+                variables = {name: value[None] for name, value in recorder.result(row).items()}
+                coordinates = statistics_file.coordinates(sequences=[row], **common)
+                path = Path(folder, f"{row}.nc")
+                data = statistics_file.assemble(
+                    variables | recorder.norms(), coordinates, attributes
+                )
+                statistics_file.write(data, path)
+                written += path.stat().st_size
+        self.note("files_mb", written / 1e6)
 
     def small(self) -> None:
         """Run the engine within the memory of a small card."""
@@ -402,6 +430,8 @@ def derived(found: dict[str, Any]) -> dict[str, Any]:
         statistics_s = found["streamed_s"] - found["streamed_bare_s"]
         ratios["statistics_share_of_forward"] = statistics_s / found.get("forward_s", float("nan"))
         ratios["statistics_share_of_download"] = statistics_s / found["checkpoint_gb"]  # at 1 GB/s
+    if "files_mb" in found:
+        ratios["files_share_of_activations"] = found["files_mb"] / found["activations_mb"]
     return ratios
 
 

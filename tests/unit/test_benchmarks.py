@@ -22,6 +22,8 @@ def test_the_benchmark_of_the_engine_runs_in_small(tmp_path):
         assert found["streamed_repeats"] is True
         assert found["old_hooks_hits_rate"] > 0 == found["old_hooks_no_hits_rate"]
         assert {"over_floor", "old_hooks_hits_over_streamed"} <= found.keys()
+        assert {"sequence_s", "statistics_torch_share"} <= found.keys()
+        assert found["files_share_of_activations"] > 0
     assert results[0]["attention_full_1_passes"] is True
     assert "| over_floor |" in done.stdout
     assert not list(tmp_path.glob("moe-outliers-*/*"))
