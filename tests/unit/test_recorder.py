@@ -121,6 +121,16 @@ def test_experts_heard_and_experts_run_one_by_one_give_the_same_bits(
             assert value.tobytes() == apart[row][variable].tobytes(), variable
 
 
+def test_a_value_at_a_threshold_reaches_it():
+    x = torch.tensor([[0.0, 0.0, 0.0], [6.0, -6.0, 5.9999995], [3.0, -3.0, -6.0]])
+    delimiter = torch.tensor([False, True, False])
+    found = reduction.site(x, x, delimiter, [3.0, 6.0])
+    assert found["x_count"].tolist() == [[2, 2, 2], [1, 1, 1]]
+    assert found["z_count"].tolist() == [[2, 2, 2], [1, 1, 1]]
+    assert found["x_positive"].tolist() == [1, 0, 0]
+    assert found["x_delimiter"].tolist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("median", "peak", "massive"),
     [(0.05, 99.0, 0), (0.05, -101.0, 1), (0.1, 100.0, 0), (0.25, 250.0, 0), (0.25, 251.0, 1)],
