@@ -65,7 +65,8 @@ def extract(task: Task, progress: Progress) -> None:
     A batch that fails does not cost its siblings: they are finished and written first.
 
     Raises:
-        ValueError: if a batch failed; the message names each, with its reason.
+        ValueError: if a batch failed; the message names each, with its reason. If the sequences are
+            longer than the model's context.
     """
     tokens = parquet.read(task.tokens, tokenize.SCHEMA)
     wanted = _wanted(task, tokens["ids_sha256"].to_pylist(), progress)
@@ -90,6 +91,7 @@ def extract(task: Task, progress: Progress) -> None:
         disk_bytes=task.disk_bytes,
         progress=progress,
     ) as running:
+        _refuse_beyond_context(running.model.config, ids.shape[1])
         recorder = Recorder(running.model, ids, delimiter, task.alphas)
         done = running.run(recorder, rows, micro_batch=task.micro_batch, progress=progress)
         failed = _write_finished(wanted, done, recorder, _Writer(task, running, recorder))
@@ -136,6 +138,16 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
         )
         return sorted([*invalid, *others], key=lambda batch: batch.expected.batch)
     return invalid
+
+
+def _refuse_beyond_context(config: Any, tokens: int) -> None:
+    """Refuse sequences that are longer than those that the model is made for."""
+    if tokens > config.max_position_embeddings:
+        raise ValueError(
+            f"sequences of {tokens} tokens, but the model's context is "
+            f"{config.max_position_embeddings} (max_position_embeddings in its config.json): "
+            "lower `data.tokens`, or leave the model out"
+        )
 
 
 def _write_finished(

@@ -1,12 +1,14 @@
 """The extraction as the rule runs it: from the hub, in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import tiny
 from hub import COMMIT, Fault, Hub
 from running import ALPHAS, DELIMITER, IDS
 
@@ -98,6 +100,15 @@ def _variables(path):
 
     found = statistics.read(path)
     return {name: value.values.tobytes() for name, value in found.variables.items()}
+
+
+def test_sequences_beyond_the_models_context_are_refused(tiny_checkpoint, tokens):
+    folder = shutil.copytree(tiny_checkpoint("olmoe"), tokens / "short")
+    tiny.change_config(folder, max_position_embeddings=63)
+    done = extract(tokens, "disk", folder=folder)
+    assert done.returncode == 1
+    assert "sequences of 64 tokens, but the model's context is 63" in done.stderr
+    assert not list(tokens.glob("disk/*"))
 
 
 @pytest.mark.fault(73)
