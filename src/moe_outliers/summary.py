@@ -33,7 +33,11 @@ def summarise(
     frames = {name: table.to_pandas() for name, table in tables.items() if name != "values"}
     frames["intervals"] = headline(tables["intervals"])
     return {
-        "settings": {"outliers": dict(criteria), "seed": seed},
+        "settings": {
+            "outliers": dict(criteria),
+            "seed": seed,
+            "confidence": _plain(frames["intervals"]["confidence"].iloc[0]),
+        },
         "models": {
             model: _model(str(model), row, frames)
             for model, row in frames["models"].set_index("model").iterrows()

@@ -98,6 +98,14 @@ def test_every_model_has_a_section_with_its_class_and_numbers(page, summary):
             assert number in page.words
 
 
+def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
+    assert summary["settings"]["confidence"] == 0.95
+    settings = summary["settings"] | {"confidence": 0.9}
+    text = report.page(summary | {"settings": settings}, demo.folder / "results/plots", [])
+    assert "Intervals are of 90 % confidence" in text
+    assert "95 %" not in _Page(text).words
+
+
 @pytest.mark.fault(95)
 def test_a_hostile_name_stays_text(demo, summary):
     hostile = '<script>alert("x")</script>'

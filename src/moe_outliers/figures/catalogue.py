@@ -28,7 +28,7 @@ FIGURES = {
     "extent_by_size": Entry(
         "Extent and sequence share against size and perplexity",
         "Above: the share of the sites at which the outlier features of a model fire (M3). Below: "
-        "the share of positions at or above the threshold, over all sites (M4). Bars are 95 % "
+        "the share of positions at or above the threshold, over all sites (M4). Bars are "
         "intervals over sequences. Filled: all parameters; open: those that one token uses. Grey: "
         "dense models as published by Dettmers et al. 2022.",
         ("intervals", "models", "published"),
@@ -36,7 +36,7 @@ FIGURES = {
     ),
     "forest": Entry(
         "Every model with its intervals, and paired differences",
-        "Means over sequences with 95 % intervals; below, differences of two models on the same "
+        "Means over sequences with their intervals; below, differences of two models on the same "
         "texts (Student's t of paired differences). A filled mark survives Holm's correction over "
         "all pairs at .05.",
         ("intervals", "differences", "models"),
@@ -54,7 +54,7 @@ FIGURES = {
     "legacy_slopes": Entry(
         "From the old numbers to the corrected ones",
         "Left in each panel: the old system's number on the same statistics, which is biased; "
-        "right: the corrected number, with its 95 % interval where it has one. docs/legacy.md says "
+        "right: the corrected number, with its interval where it has one. docs/legacy.md says "
         "what each fault does.",
         ("legacy", "models"),
         "overview",
@@ -141,8 +141,8 @@ FIGURES = {
     "coverage": Entry(
         "Measured coverage of the intervals",
         "How often an interval holds the truth on simulated data, by number of sequences; bars: "
-        "plus and minus three standard errors of the simulation. The line is the nominal 95 %. The "
-        "methods that this report uses are solid.",
+        "plus and minus three standard errors of the simulation. The line is the nominal level. "
+        "The methods that this report uses are solid.",
         ("validate_coverage",),
         "honesty",
         "Controls",
