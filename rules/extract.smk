@@ -20,6 +20,7 @@ rule extract:
     threads: 1 if config["extract"]["device"] == "cpu" else workflow.cores
     resources:
         engine="streamed",
+        device=config["extract"]["device"],
         gpus=column("gpus"),
         vram_gb=column("vram_gb"),
         min_memory_gb=column("min_memory_gb"),
@@ -28,7 +29,6 @@ rule extract:
         hub=column("hub"),
     params:
         identity=column("identity"),
-        device=config["extract"]["device"],
         dtype=config["extract"]["dtype"],
         micro_batch=config["extract"]["micro_batch"],
         alphas=config["extract"]["alphas"],

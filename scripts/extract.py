@@ -25,7 +25,7 @@ def main(job: Any) -> None:
         folder=Path(job.input.config[0]).parent if local else None,
         tokens=Path(job.input.tokens),
         batches=[receipts.Pair(*pair) for pair in pairs],
-        device="cpu" if params.device == "cpu" else "cuda",
+        device="cpu" if job.resources.device == "cpu" else "cuda",
         dtype=params.dtype,
         micro_batch=params.micro_batch,
         alphas=params.alphas,

@@ -74,6 +74,15 @@ ROUNDS = [
 PLACES = [(OLMOE, 0), (MIXTRAL, 1), (OLMOE, 2), (MIXTRAL, 2)]
 
 
+def test_another_device_asks_for_no_new_extraction(undisturbed, tmp_path):
+    settings = json.loads(undisturbed.overlay.read_text()) | {"extract": {"device": "auto"}}
+    run = undisturbed.copy(tmp_path / "run")
+    run.overlay = tmp_path / "auto.yaml"
+    run.overlay.write_text(json.dumps(settings))
+    said = run("-n", *VERDICTS)
+    assert said.nothing_to_do, said.text
+
+
 def test_every_kind_of_damage_has_its_turn():
     assert sorted(name for names in ROUNDS for name in names) == sorted(DAMAGE)
 
