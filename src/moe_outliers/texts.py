@@ -101,7 +101,7 @@ def read_jsonl(path: Path) -> Iterator[Document]:
     Raises:
         ValueError: if a line is no JSON object with a text.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

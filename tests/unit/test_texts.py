@@ -82,6 +82,13 @@ def test_jsonl_documents_have_their_id_or_their_line(tmp_path):
     assert list(texts.read_jsonl(path)) == [("7", "a"), ("line 3", "b")]
 
 
+def test_only_a_newline_ends_a_line_of_jsonl(tmp_path):
+    """Unicode has other ends of lines; JSON may hold them as they are."""
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"text": "a\u2028b\u0085c"}\n{"text": "d"}', encoding="utf-8")
+    assert list(texts.read_jsonl(path)) == [("line 1", "a\u2028b\u0085c"), ("line 2", "d")]
+
+
 @pytest.fixture
 def data_set(tmp_path):
     """FineWeb-Edu's layout: two parquet shards and a README.md that names the subset."""
