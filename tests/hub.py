@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "c" * 40
 
@@ -29,6 +29,7 @@ class Fault:
         pattern: a regular expression that the path must match.
         method: GET, HEAD or any.
         times: how often; it counts down.
+        headers: what a status is answered with beside.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Fault:
     method: str = "GET"
     times: int = 1
     fired: int = 0
+    headers: dict[str, str] = field(default_factory=lambda: {"Retry-After": "0"})
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Hub:
         tokens: the Authorization header of every request, in order.
         bytes_sent: bytes of file contents sent, by path.
         store: another hub, on another host, that large files are fetched from by redirection.
+        range_bound: an address in the store holds for the range that it was asked for with.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Hub:
     commit: str = COMMIT
     token: str | None = None
     store: "Hub | None" = None
+    range_bound: bool = False
 
     def __enter__(self) -> "Hub":
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -88,7 +92,7 @@ class Hub:
             "HF_HUB_OFFLINE": "0",
         }
 
-    def fault_for(self, method: str, path: str) -> str | None:
+    def fault_for(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
             if (
                 fault.times > 0
@@ -97,7 +101,7 @@ class Hub:
             ):
                 fault.times -= 1
                 fault.fired += 1
-                return fault.kind
+                return fault
         return None
 
 
@@ -123,11 +127,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
         self.hub.tokens.append(self.headers.get("Authorization"))
-        fault = self.hub.fault_for(self.command, path)
-        if fault and fault.isdigit():
+        injected = self.hub.fault_for(self.command, path)
+        fault = injected.kind if injected else None
+        if injected and injected.kind.isdigit():
             names = {"401": "GatedRepo", "404": "RepoNotFound"}
             extra = {"X-Error-Code": names[fault]} if fault in names else {}
-            self._send(int(fault), b"{}", extra | {"Retry-After": "0"})
+            self._send(int(fault), b"{}", extra | injected.headers)
         elif self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         elif path in ("/", "/api/whoami-v2"):
@@ -181,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if self.hub.store is not None and path.suffix == ".safetensors":
-            address = f"{self.hub.store.url}{self.path}?signature=1"
+            bound = quote(self.headers.get("Range", "")) if self.hub.range_bound else ""
+            address = f"{self.hub.store.url}{self.path}?signature={bound}"
             linked = {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data))}
             return self._send(302, b"", linked | {"Location": address})
         if fault == "flip":
@@ -190,13 +196,19 @@ class _Handler(BaseHTTPRequestHandler):
                 + bytes([data[len(data) // 2] ^ 1])
                 + data[len(data) // 2 + 1 :]
             )
-        headers = {
-            "ETag": f'"{digest}"',
-            "X-Linked-ETag": f'"{"e" * 64 if fault == "etag" else digest}"',
-            "X-Linked-Size": str(len(data) + (fault == "size")),
-            "X-Repo-Commit": "d" * 40 if fault == "commit" else self.hub.commit,
-            "Accept-Ranges": "bytes",
-        }
+        headers = {"Accept-Ranges": "bytes"}
+        if "?signature=" in self.path:  # a store: it names its chunks' hash, and no commit
+            bound = unquote(self.path.rpartition("=")[2])
+            if bound and bound != self.headers.get("Range"):
+                return self._send(403, b"invalid range", {})
+            headers["ETag"] = f'"{hashlib.sha256(digest.encode()).hexdigest()}"'
+        else:
+            headers |= {
+                "ETag": f'"{digest}"',
+                "X-Linked-ETag": f'"{"e" * 64 if fault == "etag" else digest}"',
+                "X-Linked-Size": str(len(data) + (fault == "size")),
+                "X-Repo-Commit": "d" * 40 if fault == "commit" else self.hub.commit,
+            }
         status, asked = 200, self.headers.get("Range")
         if asked and fault != "norange" and self.command == "GET":
             first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()  # type: ignore[union-attr]

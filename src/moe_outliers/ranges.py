@@ -1,10 +1,11 @@
 """Byte ranges of the hub's files at a pinned commit: read side by side, resumed, retried.
 
-The hub answers with a redirection to a store of its own; that is remembered for each file, and the
-token is never sent to another host. Every answer is checked against what the hub listed, so that a
-file which is changed under way is noticed.
+The hub answers with a redirection to a store of its own, which is remembered for each file as long
+as the store takes it for any range; the token is never sent to another host. What the hub says of a
+file is compared with what it listed, so that a file which is changed under way is noticed.
 """
 
+import base64
 import http.client
 import random
 import re
@@ -14,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from email.message import Message
-from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from moe_outliers.hub import File
@@ -30,6 +31,16 @@ SLOWEST = 100_000
 """Bytes a second below which an attempt counts as stalled, beside the time without any byte."""
 
 LONGEST_PAUSE_S = 30.0
+
+LONGEST_ASKED_S = 330.0
+"""The longest pause that a server may ask for: the hub counts requests in windows of 300 s."""
+
+RANGE_BOUND_S = 60.0
+"""An address of the store that is refused before this age was signed for one range alone."""
+
+PASSING = (408, 416, 425, 429)
+"""Statuses below 500 that may pass."""
+
 REDIRECTIONS = 5
 
 
@@ -59,7 +70,8 @@ class Ranges:
         self._base = f"{endpoint.rstrip('/')}/{repo}/resolve/{revision}"
         self._home = urlsplit(self._base)[:2]
         self._revision, self._token = revision, token
-        self._stores: dict[str, str] = {}
+        self._stores: dict[str, tuple[str, float]] = {}
+        self._remembers = True
         self._local = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
         self._lock, self._stopped = threading.Lock(), threading.Event()
@@ -72,19 +84,25 @@ class Ranges:
             Stopped: if `close` was called.
         """
         done = failures = 0
+        store = self._stores.get(name)
         while done < len(view):
             attempt = _Attempt(self, name, offset + done, view[done:])
             try:
-                attempt.run()
+                attempt.run(store[0] if store else f"{self._base}/{quote(name)}")
             except (OSError, http.client.HTTPException) as error:
                 self._stores.pop(name, None)
+                if store and getattr(error, "by_store", False):  # it ran out: ask the hub again
+                    self._remembers &= time.monotonic() - store[1] > RANGE_BOUND_S
+                    store = None
+                    continue
+                store = None
                 failures = 0 if attempt.got >= PROGRESS_BYTES else failures + 1
                 if failures >= ATTEMPTS:
                     raise ValueError(
                         f"could not read {name} of {self.where} from {self._home[1]}: "
                         f"{str(error) or type(error).__name__} ({failures} attempts)"
                     ) from error
-                self._pause(failures, getattr(error, "retry_after", None))
+                self._pause(failures, getattr(error, "asked_s", 0))
             done += attempt.got
 
     def close(self) -> None:
@@ -99,19 +117,19 @@ class Ranges:
 
     # -- what an attempt uses ------------------------------------------------------------------
 
-    def address(self, name: str) -> str:
-        """Return where a file was last found."""
-        return self._stores.get(name) or f"{self._base}/{quote(name)}"
-
     def remember(self, name: str, address: str) -> None:
         """Remember where the hub sent a reader of a file."""
-        if urlsplit(address)[:2] != self._home:
-            self._stores[name] = address
+        if self._remembers and not self.is_hub(urlsplit(address)):
+            self._stores[name] = address, time.monotonic()
+
+    def is_hub(self, url: SplitResult) -> bool:
+        """Tell the hub from a store that it sent us to."""
+        return url[:2] == self._home
 
     def headers(self, url: SplitResult) -> dict[str, str]:
         """Return the headers of a request: the token only for the hub itself."""
         headers = {"User-Agent": "moe-outliers", "Accept-Encoding": "identity"}
-        if self._token and url[:2] == self._home:
+        if self._token and self.is_hub(url):
             headers["Authorization"] = f"Bearer {self._token}"
         return headers
 
@@ -138,11 +156,13 @@ class Ranges:
     def same(self, name: str, answer: Message, total: int | None) -> None:
         """Make sure that an answer is of the file that the hub listed.
 
+        A store's own ETag is no sha256, though it can look like one.
+
         Raises:
             ValueError: if commit, digest or size differ.
         """
         listed = self.files[name]
-        etag = (answer["X-Linked-ETag"] or answer["ETag"] or "").removeprefix("W/").strip('"')
+        etag = (answer["X-Linked-ETag"] or "").removeprefix("W/").strip('"')
         found = [
             (answer["X-Repo-Commit"], self._revision, "commit"),
             (etag if re.fullmatch("[0-9a-f]{64}", etag) else None, listed.sha256, "sha256"),
@@ -156,21 +176,27 @@ class Ranges:
                     f"the hub listed {wanted}"
                 )
 
-    def _pause(self, failures: int, asked: str | None) -> None:
+    def _pause(self, failures: int, asked_s: int) -> None:
         """Wait before another attempt: longer each time, or as long as the server asks."""
         pause = self.pause_s * 2 ** max(failures - 1, 0) * random.uniform(0.5, 1.5)
-        if asked and asked.isdigit():
-            pause = max(pause, int(asked))
-        if self._stopped.wait(min(pause, LONGEST_PAUSE_S)):
+        if self._stopped.wait(max(min(pause, LONGEST_PAUSE_S), min(asked_s, LONGEST_ASKED_S))):
             raise Stopped
 
 
 class _RefusedError(OSError):
-    """The server answered with a status that may pass."""
+    """The server answered with a status that may pass.
 
-    def __init__(self, status: int, retry_after: str | None) -> None:
-        super().__init__(f"status {status}")
-        self.retry_after = retry_after
+    Attributes:
+        by_store: a store refused an address that the hub gave.
+        asked_s: seconds that the server asks us to wait.
+    """
+
+    def __init__(self, response: http.client.HTTPResponse, by_store: bool) -> None:
+        super().__init__(f"status {response.status}")
+        self.by_store = by_store
+        limit = re.search(r"\bt=(\d+)", response.headers["RateLimit"] or "")
+        asked = response.headers["Retry-After"] or (limit[1] if limit else "")
+        self.asked_s = int(asked) if asked.isdecimal() else 0
 
 
 class _Attempt:
@@ -184,9 +210,8 @@ class _Attempt:
         self.ranges, self.name, self.start, self.view = ranges, name, start, view
         self.got = 0
 
-    def run(self) -> None:
-        """Fill the view, or raise with what was got."""
-        address = self.ranges.address(self.name)
+    def run(self, address: str) -> None:
+        """Fill the view from an address, or raise with what was got."""
         for _ in range(REDIRECTIONS):
             url = urlsplit(address)
             try:
@@ -239,18 +264,16 @@ class _Attempt:
     def _refuse(self, url: SplitResult, response: http.client.HTTPResponse) -> None:
         """Raise what a status means: what may pass, or what only a person can mend."""
         status, ranges = response.status, self.ranges
-        if status in (401, 403, 404, 410) and ranges.address(self.name) != (
-            f"{ranges._base}/{quote(self.name)}"
-        ):
-            raise _RefusedError(status, None)  # the store's address has run out: ask the hub again
+        if not ranges.is_hub(url):
+            raise _RefusedError(response, by_store=status < 500 and status not in PASSING)
         if status in (401, 403):
             raise ValueError(
                 f"{url.netloc} refuses {self.name} of {ranges.where} (status {status}): accept the "
                 "licence of a gated model on its page, and set HF_TOKEN to your token"
             )
-        if status < 500 and status not in (408, 416, 425, 429):
+        if status < 500 and status not in PASSING:
             raise ValueError(f"{url.netloc} has no {self.name} of {ranges.where} (status {status})")
-        raise _RefusedError(status, response.headers["Retry-After"])
+        raise _RefusedError(response, by_store=False)
 
 
 def _connect(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
@@ -259,6 +282,9 @@ def _connect(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
     proxy = getproxies().get(url.scheme)
     if proxy is None or proxy_bypass(url.hostname or ""):
         return kind(url.netloc, timeout=timeout_s)
-    through = kind(urlsplit(proxy).netloc or proxy, timeout=timeout_s)
-    through.set_tunnel(url.netloc)
+    way = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    through = kind(way.hostname or "", way.port or 80, timeout=timeout_s)
+    who = f"{unquote(way.username or '')}:{unquote(way.password or '')}".encode()
+    known = {"Proxy-Authorization": f"Basic {base64.b64encode(who).decode()}"}
+    through.set_tunnel(url.netloc, headers=known if way.username else {})
     return through

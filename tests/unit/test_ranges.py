@@ -1,7 +1,11 @@
+import base64
 import hashlib
 import random
+import socket
+import socketserver
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hub import COMMIT, Fault, Hub
@@ -130,6 +134,73 @@ def test_an_address_of_the_store_that_ran_out_is_asked_for_again(served, tmp_pat
         store.faults.append(Fault("403", NAME, times=1))
         assert read(ranges) == CONTENT
         assert len(served.requests) == 2
+
+
+def test_an_address_that_ran_out_is_no_failure_though_many_use_it(served, tmp_path):
+    with Hub(models={"org/model": tmp_path}) as store:
+        served.store = store
+        ranges = reader(served)
+        read(ranges, 0, 10)
+        store.faults.append(Fault("403", NAME, times=8))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: read(ranges, n * 1000, n * 1000 + 1000), range(8)))
+        assert b"".join(found) == CONTENT[:8000]
+        assert store.faults[0].fired == 8
+
+
+def test_an_address_that_holds_for_one_range_is_not_used_for_another(served, tmp_path):
+    """The hub signs the range, too, where its store asks for it."""
+    with Hub(models={"org/model": tmp_path}) as store:
+        served.store, served.range_bound = store, True
+        ranges = reader(served)
+        found = [read(ranges, start, start + 1000) for start in range(0, 300_000, 1000)]
+        assert b"".join(found) == CONTENT
+        assert len(store.requests) == 301  # one was refused; then each asks for its own address
+
+
+def test_a_store_that_always_refuses_is_given_up(served, tmp_path):
+    with Hub(models={"org/model": tmp_path}) as store:
+        served.store = store
+        store.faults.append(Fault("403", NAME, times=99))
+        with pytest.raises(ValueError, match=r"status 403 \(6 attempts\)"):
+            read(reader(served))
+
+
+@pytest.mark.fault(68)
+@pytest.mark.parametrize(
+    "header", [{"Retry-After": "1"}, {"RateLimit": '"resolvers";r=0;t=1'}, {"Retry-After": "soon"}]
+)
+def test_the_hub_is_given_the_time_that_it_asks_for(header, served):
+    served.faults.append(Fault("429", NAME, headers=header))
+    started = time.monotonic()
+    assert read(reader(served)) == CONTENT
+    assert (time.monotonic() - started > 1) == ("soon" not in header.values())
+
+
+def test_a_proxy_that_wants_a_password_gets_it(served, monkeypatch):
+    asked = []
+
+    class Proxy(socketserver.StreamRequestHandler):
+        def handle(self):
+            lines = iter(self.rfile.readline, b"\r\n")
+            asked.extend(line.decode().strip() for line in lines)
+            host, port = asked[0].split()[1].split(":")
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            with socket.create_connection((host, int(port))) as there:
+                there.sendall(self.connection.recv(10_000))
+                while data := there.recv(100_000):
+                    self.connection.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy.daemon_threads, proxy.block_on_close = True, False
+        threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
+        place = f"http://me:p%40ss@127.0.0.1:{proxy.server_address[1]}"
+        monkeypatch.setenv("http_proxy", place)
+        monkeypatch.setenv("no_proxy", "")
+        assert read(reader(served)) == CONTENT
+        proxy.shutdown()
+    assert asked[0].startswith("CONNECT 127.0.0.1:")
+    assert f"Proxy-Authorization: Basic {base64.b64encode(b'me:p@ss').decode()}" in asked
 
 
 def test_a_redirection_without_end_is_given_up(served):
