@@ -42,6 +42,9 @@ LIMITS = {
 }
 """Largest sensible sizes in config.json: one that is beyond would only exhaust memory."""
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of config.json that say how many experts a router picks from, one for each family."""
+
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16,
     "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -71,6 +74,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it is no JSON object, names an unknown family, or a size is not sensible.
     """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: no checkpoint in the hub's layout")
     config = files.read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{path}: not the config.json of a model: no model_type")
@@ -85,8 +90,12 @@ def read_config(path: Path) -> dict[str, Any]:
                 f"{path}: {key} is {value!r}, must be a whole number from 1 to {limit}"
             )
     for key in ("num_hidden_layers", "hidden_size"):
-        if key not in config:
+        if config.get(key) is None:
             raise ValueError(f"{path}: {key} is missing")
+    picked = config.get("num_experts_per_tok") or 0
+    experts = max(config.get(key) or 0 for key in EXPERTS)
+    if 0 < experts < picked:
+        raise ValueError(f"{path}: num_experts_per_tok is {picked}, of {experts} experts")
     return config
 
 
@@ -119,6 +128,8 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
         file that is not there.
     """
     names = {p.name for p in folder.iterdir() if p.is_file()} if names is None else names
+    if SINGLE in names:  # transformers, too, then leaves an index alone
+        return [SINGLE]
     if INDEX in names:
         index = files.read_json(folder / INDEX)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
@@ -132,8 +143,6 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
             if name not in names:
                 raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
         return found
-    if SINGLE in names:
-        return [SINGLE]
     pickled = sorted(name for name in names if Path(name).suffix in {".bin", ".pt", ".pth"})
     held = (
         f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
@@ -218,7 +227,7 @@ def index_of(source: Source) -> dict[str, Tensor]:
             if twice := tensors.keys() & found.keys():
                 raise ValueError(f"{source.folder}: {sorted(twice)[0]} stands in two shards")
             found |= tensors
-    if (source.folder / INDEX).is_file():
+    if source.names != [SINGLE] and (source.folder / INDEX).is_file():
         promised = json.loads((source.folder / INDEX).read_text())["weight_map"]
         wrong = [
             key

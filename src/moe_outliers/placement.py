@@ -27,11 +27,19 @@ from transformers.core_model_loading import (
 from moe_outliers.checkpoint import Tensor
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64,
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
+    "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32,
+    "U64": torch.uint64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+
+PLAIN = ("BF16", "F16", "F32", "F64")
+"""Types that are numbers as they stand."""
+
+FP8 = ("F8_E4M3", "F8_E5M2")
+"""Types that are numbers with their scales."""
 
 COMPANIONS = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}
 """Endings of the tensors that together hold one quantised weight: its values, and their scales."""
@@ -208,12 +216,31 @@ def _parameter(
         names = [source for found, source in sources if found == pattern]
         for expert, source in enumerate(names):
             values, scales = stored[source]
+            _refuse_stored(source, values, scales)
             start = expert * math.prod(shape[1:]) + rows * math.prod(shape[2:])
             pieces.append(Piece(source, values, scales, start, _shape(values, scales)))
         rows += pieces[-1].shape[0] if stacked and names else 0
     _refuse_shapes(name, shape, pieces, stacked)
     moved = all(p.scales is None and DTYPES[p.values.dtype] == empty.dtype for p in pieces)
     return Parameter(name, shape, empty.dtype, pieces, moved)
+
+
+def _refuse_stored(name: str, values: Tensor, scales: Tensor | None) -> None:
+    """Make sure that what is stored gives numbers: as it stands, or with its scales."""
+    if scales is None:
+        fits = values.dtype in PLAIN
+    elif values.dtype == "U8":
+        fits = scales.dtype == "U8" and (*scales.shape, 16) == values.shape
+    else:
+        fits = values.dtype in FP8 and scales.dtype in (*PLAIN, "F8_E8M0")
+        fits &= len(values.shape) == len(scales.shape) == 2 and 0 not in scales.shape
+        fits = fits and not any(n % m for n, m in zip(values.shape, scales.shape, strict=True))
+    if not fits:
+        held = f", with scales {scales.dtype} {list(scales.shape)}" if scales else ""
+        raise ValueError(
+            f"{name} is stored as {values.dtype} {list(values.shape)}{held}: these are no weights; "
+            "the checkpoint is damaged, or quantised in a way that is not known here"
+        )
 
 
 def _stacks(converter: WeightConverter, name: str) -> bool:

@@ -14,6 +14,9 @@ from transformers.initialization import no_init_weights
 from moe_outliers import attention, checkpoint
 from moe_outliers.placement import DTYPES
 
+COMPUTED = ("bfloat16", "float16", "float32")
+"""Types to compute with."""
+
 
 def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Make the model with its parameters on the meta device, its other tensors on the real one.
@@ -22,22 +25,35 @@ def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         folder: holds config.json.
         dtype: to compute with.
         device: where it will run.
+
+    Raises:
+        ValueError: if transformers can make no model of config.json.
     """
+    try:
+        model = _empty(folder, dtype, device)
+    except Exception as error:  # of any kind: it checks little, and trips over the rest
+        raise ValueError(
+            f"{folder / 'config.json'}: transformers {transformers.__version__} can make no model "
+            f"of it: {type(error).__name__}: {error}"
+        ) from error
+    for name, buffer in list(model.named_buffers()):
+        put(model, name, buffer.to(device))
+    return model.eval()
+
+
+def _empty(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     config = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
     )
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are dequantised before they are seen
     with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
-        model = transformers.AutoModelForCausalLM.from_config(
+        return transformers.AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
             attn_implementation=attention.implementation(config.model_type, device.type),
             trust_remote_code=False,
         )
-    for name, buffer in list(model.named_buffers()):
-        put(model, name, buffer.to(device))
-    return model.eval()
 
 
 def dtype_of(
@@ -51,7 +67,7 @@ def dtype_of(
         index: every tensor of the checkpoint by name.
 
     Raises:
-        ValueError: if config.json names no floating type.
+        ValueError: if config.json names another type than COMPUTED.
     """
     if asked == "auto":
         asked = config.get("dtype") or config.get("torch_dtype") or ""
@@ -59,9 +75,9 @@ def dtype_of(
         stored = (DTYPES[tensor.dtype] for tensor in index.values())
         plain = (d for d in stored if d.is_floating_point and d.itemsize > 1)
         return next(plain, torch.bfloat16)
-    found = getattr(torch, asked, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"config.json: dtype {asked!r} is no floating type of torch")
+    if asked not in COMPUTED:
+        raise ValueError(f"config.json: dtype {asked!r} is not one of {', '.join(COMPUTED)}")
+    found: torch.dtype = getattr(torch, asked)
     return found
 
 

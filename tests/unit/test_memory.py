@@ -60,6 +60,35 @@ def test_this_machine_has_some_memory():
     assert 100_000_000 < memory.host_bytes() < 10**14
 
 
+@pytest.mark.parametrize(
+    ("groups", "place"),
+    [
+        ("0::/\n", "sys/fs/cgroup"),
+        ("0::/slurm/job_7/step_0\n", "sys/fs/cgroup/slurm/job_7"),
+        ("3:cpu,cpuacct:/x\n4:memory:/docker/ab\n0::/\n", "sys/fs/cgroup/memory"),
+        ("4:memory:/slurm/job_7\n", "sys/fs/cgroup/memory/slurm/job_7"),
+    ],
+)
+def test_the_limit_of_a_group_counts_and_its_cached_files_do_not(
+    groups, place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
+    assert memory.host_bytes() is None
+    old = "/memory" in place
+    for path, text in {
+        "proc/meminfo": "MemTotal: 99000000 kB\nMemAvailable:   64000000 kB\n",
+        "proc/self/cgroup": groups,
+        "sys/fs/cgroup/memory.max": "max\n",
+        f"{place}/{'memory.limit_in_bytes' if old else 'memory.max'}": "32000000000\n",
+        f"{place}/{'memory.usage_in_bytes' if old else 'memory.current'}": "31900000000\n",
+        f"{place}/memory.stat": "active_file 7000\ninactive_file 30000000000\n"
+        + "total_active_file 7000\ntotal_inactive_file 30000000000\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert memory.host_bytes() == 30_100_007_000
+
+
 def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint):
     folder = tiny_checkpoint("gpt_oss-mxfp4")
     with closing(Folder(folder, checkpoints.shards(folder))) as source:

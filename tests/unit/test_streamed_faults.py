@@ -9,7 +9,8 @@ from contextlib import closing
 import pytest
 import tiny
 import torch
-from running import stream, taken
+from running import hold, stream, taken
+from safetensors.torch import save_file
 
 from moe_outliers import checkpoint as checkpoints
 from moe_outliers import streamed
@@ -145,7 +146,14 @@ def test_a_flipped_bit_in_the_header_is_refused_or_harmless(copy):
         ({"num_hidden_layers": 1}, "unexpected keys: model.layers.1"),
         ({"num_local_experts": 3}, r"mlp\.\S+ must be \[3, "),
         ({"hidden_size": 32, "head_dim": 16}, r"must be \["),
-        ({"dtype": "complex64"}, "no floating type"),
+        ({"num_hidden_layers": "null"}, "num_hidden_layers is 'null', must be"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok is 5, of 4 experts"),
+        ({"vocab_size": [128]}, r"vocab_size is \[128\], must be"),
+        ({"rms_norm_eps": "small"}, "can make no model of it: .*rms_norm_eps"),
+        ({"hidden_act": "none"}, "can make no model of it: KeyError: 'none'"),
+        ({"head_dim": 10**12}, "can make no model of it"),
+        ({"dtype": "complex64"}, "is not one of bfloat16, float16, float32"),
+        ({"dtype": ["bfloat16"]}, "is not one of bfloat16, float16, float32"),
         ({"model_type": "gemma"}, "unknown family 'gemma'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised by 'awq'"),
     ],
@@ -154,6 +162,48 @@ def test_a_config_that_does_not_fit_is_refused_with_the_key_or_tensor(keys, mess
     tiny.change_config(copy, **keys)
     with pytest.raises(ValueError, match=message):
         stream(copy)
+
+
+@pytest.mark.fault(79)
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "num_attention_heads"])
+def test_a_size_that_is_null_is_refused_by_its_key(key, copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {key: None}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{key}"):
+        stream(copy)
+
+
+@pytest.mark.fault(87)
+@pytest.mark.parametrize(
+    ("name", "pattern", "change"),
+    [
+        ("mixtral", "q_proj", lambda t: t.to(torch.int8)),
+        ("mixtral", "q_proj", lambda t: t.to(torch.float8_e4m3fn)),
+        ("mixtral", "experts.1.w1", lambda t: t.abs().to(torch.uint16)),
+        ("qwen3_moe-fp8", "_scale_inv", lambda t: None),
+        ("qwen3_moe-fp8", "_scale_inv", lambda t: t.sum()),
+        ("qwen3_moe-fp8", "_scale_inv", lambda t: t.to(torch.uint8)),
+        ("qwen3_moe-fp8", "_scale_inv", lambda t: t.new_ones(3, 1)),
+        ("gpt_oss-mxfp4", "_scales", lambda t: t[:, :, :1].contiguous()),
+        ("gpt_oss-mxfp4", "_scales", lambda t: t.float()),
+        ("gpt_oss-mxfp4", "_blocks", lambda t: t.flatten(2)),
+    ],
+)
+def test_weights_that_are_no_numbers_as_stored_are_refused(
+    name, pattern, change, tiny_checkpoint, tmp_path
+):
+    folder, changed = shutil.copytree(tiny_checkpoint(name), tmp_path / "copy"), {}
+    for key, value in tiny.tensors(folder).items():
+        new = change(value) if pattern in key else value
+        changed |= {} if new is None else {key: new}
+    tiny.write(folder, changed)
+    with pytest.raises(ValueError, match=r"copy: \S+ is stored as .*: these are no weights"):
+        stream(folder)
+
+
+def test_a_whole_file_goes_before_an_index_as_with_transformers(copy):
+    save_file({k: 2 * v for k, v in tiny.tensors(copy).items()}, copy / checkpoints.SINGLE)
+    assert stream(copy, wanted=[0]) == hold(copy, wanted=[0])
 
 
 @pytest.mark.fault(77)
