@@ -19,6 +19,9 @@ from huggingface_hub.errors import (
 CHECKPOINT = ["*.safetensors", "*.json", "tokenizer*"]
 """What is fetched of a checkpoint: no pickled weights, no code."""
 
+FOLDERS = ["*/*"]
+"""What is left: folders hold the same weights again in other layouts, as GPT-OSS's `original`."""
+
 ATTEMPTS = 6
 
 
@@ -57,7 +60,11 @@ def snapshot(repo: str, revision: str) -> Path:
         ValueError: if the hub refuses; the message names the repository and the fix.
     """
     with _explained(repo, revision):
-        return Path(_retry(snapshot_download)(repo, revision=revision, allow_patterns=CHECKPOINT))
+        return Path(
+            _retry(snapshot_download)(
+                repo, revision=revision, allow_patterns=CHECKPOINT, ignore_patterns=FOLDERS
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,12 @@ class Loader:
     def __enter__(self) -> "Loader":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        if kind is not None and not issubclass(kind, torch.OutOfMemoryError):
+            self._source.close()  # nothing will be read again: do not wait for what is under way
         for thread in self._threads:
             thread.join()
         if self._stream is not None:

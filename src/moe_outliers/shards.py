@@ -24,6 +24,9 @@ GB = 1e9
 DAMAGED_ATTEMPTS = 3
 """How often a shard is fetched whose digest turns out wrong."""
 
+REPORT_S = 10.0
+"""Seconds between two lines about one shard."""
+
 NEVER = 1 << 30
 
 
@@ -135,6 +138,8 @@ class Shards:
     def close(self) -> None:
         """Stop fetching; what was verified stays."""
         with self._changed:
+            if self._stopped:
+                return
             self._stopped = True
             self._changed.notify_all()
         self._ranges.close()
@@ -150,10 +155,10 @@ class Shards:
         try:
             with ThreadPoolExecutor(self._connections + 1) as pool:  # one writes
                 while (name := self._next()) is not None:
-                    there = self._obtain(name, pool)
-                    with self._changed:
-                        self._there[name] = there
-                        self._changed.notify_all()
+                    if (there := self._obtain(name, pool)) is not None:
+                        with self._changed:
+                            self._there[name] = there
+                            self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = error
@@ -195,8 +200,11 @@ class Shards:
     def _when(self, name: str) -> int:
         return self._uses[name][0] if self._uses.get(name) else NEVER
 
-    def _obtain(self, name: str, pool: ThreadPoolExecutor) -> int:
+    def _obtain(self, name: str, pool: ThreadPoolExecutor) -> int | None:
         """Return a verified shard, open: found on this machine, or fetched.
+
+        None, if it is not needed any more before there is room: its bytes were read before it was
+        dropped.
 
         Raises:
             ValueError: if it comes damaged again and again, or the disk is full.
@@ -204,8 +212,10 @@ class Shards:
         if (path := self._store.find(name)) is not None:
             return self._opened(name, path)
         with self._changed:
-            while not self._make_room(name):
+            while self._uses[name] and not self._make_room(name):
                 self._wait()
+            if not self._uses[name]:
+                return None
         for _ in range(DAMAGED_ATTEMPTS):
             digest = self._fetch(name, pool)
             try:
@@ -236,30 +246,35 @@ class Shards:
     def _fetch(self, name: str, pool: ThreadPoolExecutor) -> str:
         """Append what is missing of a shard, in order; return the digest of the whole."""
         size, started = self.size(name), time.monotonic()
-        digest = hashlib.sha256()
-        with self._store.part(name).open("ab+") as file:
-            begun = file.tell()
-            if begun > size:
-                begun = file.truncate(0)
-            file.seek(0)
-            while there := file.read(self._chunk_bytes):
-                digest.update(there)
-            for piece in self._pieces(name, begun, pool):
-                written = pool.submit(file.write, piece)
-                digest.update(piece)
-                try:
+        digest, said = hashlib.sha256(), started
+        try:
+            with self._store.part(name).open("ab+") as file:
+                begun = got = file.tell() if file.tell() <= size else file.truncate(0)
+                file.seek(0)
+                while there := file.read(self._chunk_bytes):
+                    digest.update(there)
+                for piece in self._pieces(name, begun, pool):
+                    written = pool.submit(file.write, piece)
+                    digest.update(piece)
                     written.result()
-                except OSError as error:
-                    raise ValueError(
-                        f"{self._store.folder}: cannot write {name}: {error}"
-                    ) from None
-                reach(Failpoint.SHARD_GROWN)
-        seconds = max(time.monotonic() - started, 1e-9)
+                    got += len(piece)
+                    reach(Failpoint.SHARD_GROWN)
+                    if time.monotonic() - said > REPORT_S and got < size:
+                        said = time.monotonic()
+                        self._say(name, got, begun, started)
+        except OSError as error:
+            raise ValueError(f"{self._store.folder}: cannot write {name}: {error}") from None
+        self._say(name, size, begun, started)
+        return digest.hexdigest()
+
+    def _say(self, name: str, got: int, begun: int, started: float) -> None:
+        """Say how much of a shard is there."""
+        size, seconds = self.size(name), max(time.monotonic() - started, 1e-9)
+        part = "" if got == size else f"{got / GB:.1f} of "
         self._progress(
-            f"{name}: {size / GB:.1f} GB, {(size - begun) / GB / seconds:.2f} GB/s"
+            f"{name}: {part}{size / GB:.1f} GB, {(got - begun) / GB / seconds:.2f} GB/s"
             + (f", {begun / GB:.1f} GB were there" if begun else "")
         )
-        return digest.hexdigest()
 
     def _pieces(self, name: str, begin: int, pool: ThreadPoolExecutor) -> Iterator[bytearray]:
         """Fetch the rest of a shard side by side, and give it in order."""

@@ -48,7 +48,7 @@ class Source(Protocol):
         """Say that the results are written."""
 
     def close(self) -> None:
-        """Call off every read that is under way, and let everything go."""
+        """Call off every read that is under way, and let everything go; once more does nothing."""
 
 
 class Folder:

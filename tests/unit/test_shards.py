@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, Fault, Hub
 
-from moe_outliers import hub
+from moe_outliers import hub, shards
 from moe_outliers.hub import File
 from moe_outliers.ranges import Ranges
 from moe_outliers.shards import Shards
@@ -73,6 +74,33 @@ def test_shards_come_in_the_order_of_use_and_what_is_needed_last_goes_first(serv
     assert all(served.bytes_sent[name] == SIZE for name in NAMES)
     assert len(shards_in(store)) == 2
     assert threads() == before
+
+
+def test_a_shard_that_was_read_before_it_was_dropped_is_not_waited_for(served, tmp_path):
+    order = [[NAMES[0]], [NAMES[1]], [NAMES[0]], [NAMES[2]]]
+    with closing(opened(served, tmp_path / "store", budget=SIZE)) as source:
+        source.expect(order)
+        source.read_into(NAMES[0], 0, memoryview(bytearray(10)))  # for the third group, too
+        source.passed(0)
+        source.read_into(NAMES[1], 0, memoryview(bytearray(10)))
+        time.sleep(0.1)  # the first shard is waiting for room
+        source.passed(2)
+        last = threading.Thread(
+            target=source.read_into, args=(NAMES[2], 0, memoryview(bytearray(10))), daemon=True
+        )
+        last.start()
+        last.join(20)
+        assert not last.is_alive()
+
+
+def test_progress_of_a_shard_is_told_while_it_comes(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "REPORT_S", 0.0)
+    lines = []
+    with closing(opened(served, tmp_path / "store", lines)) as source:
+        sweep(source, served, [[NAMES[0]]])
+    pattern = rf"{NAMES[0]}: (0\.0 of )?0\.0 GB, \d\.\d\d GB/s"
+    assert all(re.fullmatch(pattern, line) for line in lines)
+    assert [" of " in line for line in lines] == [True] * 14 + [False]
 
 
 @pytest.mark.fault(76)

@@ -4,16 +4,19 @@ import os
 import re
 import shutil
 import struct
+import time
 from contextlib import closing
 
 import pytest
 import tiny
 import torch
-from running import hold, stream, taken
+from hub import Fault, Hub
+from running import hold, remote, stream, taken
 from safetensors.torch import save_file
 
 from moe_outliers import checkpoint as checkpoints
 from moe_outliers import streamed
+from moe_outliers.loader import Loader
 from moe_outliers.source import Folder
 
 
@@ -259,6 +262,22 @@ def test_a_shard_that_changes_while_it_is_read_ends_the_sweep_without_a_result(h
         handle = engine.model.model.layers[0].register_forward_hook(lambda *_: change())
         with pytest.raises(ValueError, match=r"was changed|was truncated"):
             taken(engine.model, lambda *args, **how: _first(engine.run(*args, **how), handle))
+
+
+def test_an_interruption_does_not_wait_for_a_shard_that_is_on_its_way(copy, tmp_path):
+    with Hub() as server, closing(remote(copy, server, tmp_path)) as source:
+        engine = streamed.Streamed(source, device="cpu", dtype="auto")
+        source._ranges.patience_s = 60
+        server.faults.append(Fault("stall", "safetensors", times=99))
+        source.expect([layout.group.shards for layout in engine.layouts])
+        slots = [torch.empty(engine.layouts[0].slot_bytes, dtype=torch.uint8)]
+        how = {"first": 0, "readers": 2, "chunk_bytes": 1000}
+        loader = Loader(source, engine.layouts, slots, **how)
+        while not server.faults[0].fired:
+            time.sleep(0.01)
+        started = time.monotonic()
+        loader.__exit__(KeyboardInterrupt)
+    assert time.monotonic() - started < 15
 
 
 def _first(rows, handle):
