@@ -2,6 +2,7 @@
 # make demo-runpod   the same, its extraction on emulated pods
 # make check      lint, types, tests: what .ci/run calls
 # make test-all   the slow tests too
+# make oldest     the engine's tests with the oldest transformers that is allowed
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo demo-runpod check lint types test test-slow test-all soak format constraints clean
+.PHONY: install demo demo-runpod check lint types test test-slow test-all oldest soak format constraints clean
 
 install: $(INSTALLED)
 
@@ -50,6 +51,16 @@ test-slow: install
 
 test-all: test test-slow
 
+# The streamed engine with the oldest transformers that pyproject.toml allows, in an environment of its own.
+OLDEST := .venv-oldest
+
+oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|huggingface-hub)==' envs/constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt \
+	  -e '.[extract,test]' "$$(sed -nE 's/.*"(transformers)>=([0-9.]+).*/\1==\2.*/p' pyproject.toml)"
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(addprefix tests/unit/test_,streamed.py streamed_faults.py recorder.py checkpoint.py)
+
 # Hours of random faults; not in continuous integration.
 soak: install
 	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 CHAOS_DEMO=1 $(BIN)/python -m pytest --timeout 36000 \
@@ -67,4 +78,4 @@ constraints:
 	  --generate-hashes --extra extract -c envs/constraints.txt pyproject.toml -o envs/worker.txt
 
 clean:
-	rm -rf $(VENV) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache

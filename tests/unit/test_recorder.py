@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+import tiny
 import torch
 
 from moe_outliers import parquet, reduction, resident, statistics, texts, tokenize, vocabularies
@@ -68,9 +69,11 @@ def compare(found, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
-def test_every_variable_equals_a_brute_force_computation(checkpoint, dtype):
+def test_every_variable_equals_a_brute_force_computation(checkpoint, dtype, tmp_path):
     name, folder = checkpoint
     ids, delimiter = tokens_of(name)
+    if FAMILIES[name].quantised and dtype == "float32":  # transformers 5.17 makes these bfloat16
+        folder = tiny.dequantised(folder, tmp_path / "plain", torch.float32)
     model = loaded(folder, dtype)
     found = measured(model, ids, delimiter, micro_batch=1)
     for row in range(SEQUENCES):

@@ -93,6 +93,44 @@ def test_a_checkpoint_in_another_precision_is_cast_as_transformers_casts_it(
     assert stream(folder, "auto") == hold(folder, "auto") == hold(folder, "float32")
 
 
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_a_planted_super_expert_is_named_with_its_feature_and_position(
+    name, tiny_checkpoint, tmp_path
+):
+    """One row of one expert's down projection, large: what it writes there, it alone writes."""
+    folder, feature = shutil.copytree(tiny_checkpoint(name), tmp_path / "copy"), 37
+    before = variables(folder)
+    expert = int(abs(before["expert_max"][-1]).argmax())
+    found, last = tiny.tensors(folder), len(before["residual_max"]) - 1
+    for key, value in found.items():
+        if re.search(rf"layers\.{last}\..*experts\.(\d+\.)?(down_proj|w2)(\.weight)?$", key):
+            if value.ndim == 3:  # GPT-OSS: (expert, inner, feature)
+                value[expert, :, feature] *= 3000
+            elif f"experts.{expert}." in key:
+                value[feature] *= 3000
+    tiny.write(folder, found)
+    after = variables(folder)
+    raw = after["expert_raw_max"][-1]
+    assert raw.argmax() == expert
+    assert raw[expert] > 100 * before["expert_raw_max"][-1].max()
+    assert after["expert_max_feature"][-1, expert] == feature
+    position = after["expert_max_position"][-1, expert]
+    assert expert in after["route"][-1, position]
+    written = after["expert_max"][-1, expert]
+    assert after["residual_top_feature"][-1, 0] == feature
+    assert after["residual_top_position"][-1, 0] == position
+    assert after["residual_top"][-1, 0] == pytest.approx(written, rel=0.05)
+
+
+def variables(folder):
+    """Run one sequence streamed; return its variables by name."""
+    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+        engine = streamed.Streamed(source, device="cpu", dtype="float32")
+        recorder = Recorder(engine.model, IDS, DELIMITER, ALPHAS)
+        list(engine.run(recorder, [0], micro_batch=1, progress=len))
+        return recorder.result(0)
+
+
 def test_some_rows_alone_are_the_same_as_among_all(tiny_checkpoint):
     folder = tiny_checkpoint("mixtral")
     for micro_batch in (1, 2):
