@@ -1,5 +1,6 @@
 """Outlier features of Mixture-of-Experts language models: texts to figures."""
 
+from snakemake.io import strip_wildcard_constraints
 from snakemake.utils import min_version
 
 from snakemake_executor_plugin_runpod import costs
@@ -26,12 +27,12 @@ include: "rules/report.smk"
 include: "rules/heal.smk"
 
 
+# All by name: Snakemake does not build what is missing if that which was made from it looks fresh.
+products = [strip_wildcard_constraints(path) for made in workflow.rules for path in made.output]
+
+
 rule all:
     default_target: True
     input:
-        expand(pairs, model=models, batch=batches),
-        expand("results/verify/{model}.json", model=models),
-        "results/tables/summary.json",
-        "results/figures",
-        "results/report.html",
+        expand(products, model=models, batch=batches, figure=FIGURES),
     localrule: True

@@ -105,6 +105,10 @@ def test_a_damaged_figure_or_collected_file_is_built_again_and_nothing_else(demo
     before = run.digests()
     (run.folder / "results/figures/forest.png").unlink()
     assert run("-n").jobs == {"figures": 1}
+    csv = run.folder / "results/tables/features.csv"
+    kept = csv.rename(run.folder / "kept.csv")
+    assert run("-n").jobs["tables"] == 1
+    kept.rename(csv)
     with (run.folder / "results/plots/kurtosis.pdf").open("ab") as file:
         file.write(b"x")
     said = run()
