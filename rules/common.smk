@@ -52,18 +52,18 @@ def checkpoint_file(name):
 
 
 def tokens_of(wildcards):
-    """Return a model's tokens file; as never too new, if it is built again for a whole model.
+    """Return a model's tokens file; as never too new, if a whole model's is built again or unknown.
 
-    It is built again with the same bytes: that must not send the model to a GPU once more.
+    It is built again with the same bytes, and where Snakemake has no record of the batches, their
+    receipts say that it is the one they were made from: neither must send the model to a GPU again.
     """
-    tokens = f"results/tokens/{wildcards.model}.parquet"
+    tokens, own = f"results/tokens/{wildcards.model}.parquet", pairs_of(wildcards.model)
     restored = any(
         not Path(p).exists() or Path(p) in damaged for p in ("results/texts.parquet", tokens)
     )
-    whole = all(
-        s.exists() and r.exists() and s not in damaged for s, r, _ in pairs_of(wildcards.model)
-    )
-    return ancient(tokens) if restored and whole else tokens
+    unknown = any(workflow.persistence._read_record(str(pair.statistics)) is None for pair in own)
+    whole = all(s.exists() and r.exists() and s not in damaged for s, r, _ in own)
+    return ancient(tokens) if whole and (restored or unknown) else tokens
 
 
 def figure(name):

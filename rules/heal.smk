@@ -8,9 +8,10 @@ import shutil
 import sys
 from functools import partial
 
+from snakemake.persistence import FileBackupMixin
 from snakemake.persistence.file import FilePersistence
 
-from moe_outliers import checks, owner
+from moe_outliers import checks, files, owner
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.files import PART
 from moe_outliers.job import announce
@@ -23,30 +24,37 @@ def clear_after_dead_owner():
     """Remove what a killed run left: its locks, its copies of outputs, its half-written files."""
     for folder in ("locks", "backups"):
         shutil.rmtree(Path(".snakemake", folder), ignore_errors=True)
-    for part in Path("results").rglob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+    for path in files.below("results"):
+        if path.name.startswith(".") and path.name.endswith(PART):
+            files.remove(path)
 
 
 def find_damage():
-    """Check every result that is there; the reasons go to `damaged`."""
-    hashes = checks.Hashes(checks.MEMORY, full=config["receipts"] == "full")
-    for model in models:
-        damaged.update(checks.pair_faults(pairs_of(model), hashes))
-        verdict = Path(f"results/verify/{model}.json")
-        gone = [pair for pair in pairs_of(model) if not any(path.exists() for path in pair[:2])]
-        if verdict.exists() and gone:
-            damaged[verdict] = "a batch that it judges is missing"
+    """Check every result that is there; the reasons go to `damaged`. Return what is whole."""
+    full = config["receipts"] == "full"
+    hashes = checks.Hashes(checks.MEMORY, full=full)
+    ids = checks.Hashes(checks.IDS, full=full, read=checks.token_ids)
     makers = [each for each in workflow.rules if each.name != "extract"]
-    for path in sorted(Path("results").rglob("*")):
-        hidden = any(part.startswith(".") for part in path.parts)
-        if not hidden and any(maker.is_producer(str(path)) for maker in makers):
-            if fault := checks.product_fault(path, hashes):
-                damaged[path] = fault
+    products = [
+        path
+        for path in files.below("results")
+        if not any(part.startswith(".") for part in path.parts)
+        and any(maker.is_producer(str(path)) for maker in makers)
+    ]
+    for path in products:
+        if fault := checks.product_fault(path, hashes):
+            damaged[path] = fault
+    for model in models:
+        damaged.update(checks.model_faults(model, pairs_of(model), hashes, ids))
     hashes.save()
+    ids.save()
+    pairs = [pair for model in models for pair in pairs_of(model) if pair.statistics.exists()]
+    batches = [path for pair in pairs if pair.statistics not in damaged for path in pair[:2]]
+    return [*batches, *(path for path in products if path not in damaged)]
 
 
-def mark(store):
-    """Mark what is damaged as incomplete, and take the marks off pairs that are whole.
+def mark(store, whole):
+    """Mark what is damaged as incomplete, and take the marks off what is whole.
 
     A file whose mark names a job elsewhere is left alone: that job is still at work.
     """
@@ -54,13 +62,9 @@ def mark(store):
         say(f"{path}: {reason}: will be built again")
         if not store._get_external_jobids([str(path)]):
             store._mark_incomplete(str(path), None)
-    for pair in (pair for model in models for pair in pairs_of(model)):
-        whole = (
-            pair.statistics.exists() and pair.receipt.exists() and pair.statistics not in damaged
-        )
-        for path in map(str, pair[:2]):
-            if whole and not store._get_external_jobids([path]):
-                store._unmark_incomplete(path)
+    for path in map(str, whole):
+        if not store._get_external_jobids([path]):
+            store._unmark_incomplete(path)
 
 
 def refuse_without_gpu():
@@ -82,32 +86,34 @@ def remove_damaged():
     """Remove what this run builds again: Snakemake would put it back if the job failed."""
     for job in workflow.dag.needrun_jobs():
         for path in damaged.keys() & set(map(Path, job.output)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            files.remove(path)
             if job.rule.name == "extract":
-                path.with_suffix(".json").unlink(missing_ok=True)
+                files.remove(path.with_suffix(".json"))
 
+
+# Receipts and digests say what is whole. Snakemake's copies of outputs that a job updates would, if
+# the job fails, bring the old batches back over those that it has finished.
+FileBackupMixin.backup_output = FileBackupMixin.restore_output = lambda store, path: False
 
 announce()
 if workflow.is_main_process:
-    claimed, who = owner.claim(state / "owner")
+    claimed, who = owner.claim(state / "owner", say)
     if claimed is None:
         say(f"another run is under way here: {who}; nothing is checked or marked beside it")
     else:
         clear_after_dead_owner()
-        find_damage()
-        mark(FilePersistence(nolock=True))
+        mark(FilePersistence(nolock=True), find_damage())
         reach(Failpoint.HEALED)
         claimed.close()
 
 
 onstart:
     refuse_without_gpu()
-    own, who = owner.claim(state / "owner")
+    own, who = owner.claim(state / "owner", say)
     if own is None:
         raise WorkflowError(f"this folder is in use by {who}: wait for it, or end it")
+    if who:
+        raise WorkflowError(f"{who} has worked here since this run looked: run it again")
     owner.sign(own)
     workflow.globals["own"] = own  # the lock is held for as long as this process lives
     reach(Failpoint.OWNED)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 from moe_outliers import files, job, receipts
@@ -10,18 +11,24 @@ from moe_outliers import files, job, receipts
 MEMORY = Path(".snakemake/moe-outliers/hashes.json")
 """Where a folder's digests are remembered."""
 
+IDS = Path(".snakemake/moe-outliers/ids.json")
+"""Where the digests of the token ids are remembered that a folder's tokens files hold."""
+
 
 class Hashes:
     """Digests of files, remembered for as long as a file's size and time of change stay."""
 
-    def __init__(self, memory: Path, *, full: bool = False) -> None:
+    def __init__(
+        self, memory: Path, *, full: bool = False, read: Callable[[Path], str] = files.sha256
+    ) -> None:
         """Read the memory.
 
         Args:
             memory: JSON file; a missing or damaged one is forgotten.
             full: hash every file again.
+            read: what is remembered of a file.
         """
-        self.memory = memory
+        self.memory, self._read = memory, read
         try:
             known = files.read_json(memory) if memory.is_file() and not full else {}
         except ValueError:
@@ -30,14 +37,14 @@ class Hashes:
         self._seen: dict[str, list[object]] = {}
 
     def __call__(self, path: Path) -> str:
-        """Return the sha256 of a file."""
+        """Return the sha256 of a file, or what else is remembered."""
         stat = path.stat()
         key = [stat.st_size, stat.st_mtime_ns]
         known = self._seen.get(str(path)) or self._known.get(str(path))
         if isinstance(known, list) and known[:2] == key and len(known) == 3:
             digest = str(known[2])
         else:
-            digest = files.sha256(path)
+            digest = self._read(path)
         self._seen[str(path)] = [*key, digest]
         return digest
 
@@ -52,8 +59,25 @@ class Hashes:
             files.write_json(self.memory, self._seen)
 
 
-def pair_faults(pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str]) -> dict[Path, str]:
+def token_ids(tokens: Path) -> str:
+    """Return the digests of the token ids of each sequence, spaces between; none if damaged."""
+    from moe_outliers import parquet, tokenize  # they take long to import
+
+    try:
+        return " ".join(parquet.read(tokens, tokenize.SCHEMA)["ids_sha256"].to_pylist())
+    except ValueError:
+        return ""
+
+
+def pair_faults(
+    pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str], ids: str = ""
+) -> dict[Path, str]:
     """Check the batches of one model.
+
+    Args:
+        pairs: the batches.
+        sha256: hashes a file; a memory of digests may stand in.
+        ids: as `token_ids` returns them; what they lack is not compared.
 
     Returns:
         The reason by path of the statistics file, for each invalid pair that is there at least in
@@ -62,7 +86,10 @@ def pair_faults(pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str]) -
     """
     faults: dict[Path, str] = {}
     made: dict[Path, str] = {}
+    known = dict(enumerate(ids.split()))
     for statistics, receipt, expected in pairs:
+        if known.keys() >= set(expected.sequences):
+            expected = replace(expected, ids_sha256=[known[s] for s in expected.sequences])  # noqa: PLW2901 - the same, knowing more
         if not statistics.exists() and not receipt.exists():
             continue
         if fault := receipts.fault(statistics, receipt, expected, sha256):
@@ -74,6 +101,33 @@ def pair_faults(pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str]) -
         for statistics, origin in made.items():
             if origin != usual:
                 faults[statistics] = f"made with {origin}, the other batches with {usual}"
+    return faults
+
+
+def model_faults(
+    model: str,
+    pairs: list[receipts.Pair],
+    sha256: Callable[[Path], str],
+    ids: Callable[[Path], str],
+) -> dict[Path, str]:
+    """Check the batches of one model, with its tokens, and the verdict on them.
+
+    Args:
+        model: slug of the model.
+        pairs: its batches.
+        sha256: hashes a file; a memory of digests may stand in.
+        ids: `token_ids`, or a memory of them.
+
+    Returns:
+        The reason by path of the statistics file, as `pair_faults`, and of a verdict on batches of
+        which nothing is left.
+    """
+    tokens, verdict = Path(f"results/tokens/{model}.parquet"), Path(f"results/verify/{model}.json")
+    known = tokens.is_file() and not product_fault(tokens, sha256)
+    faults = pair_faults(pairs, sha256, ids(tokens) if known else "")
+    gone = [pair for pair in pairs if not any(path.exists() for path in pair[:2])]
+    if verdict.exists() and gone:
+        faults[verdict] = "a batch that it judges is missing"
     return faults
 
 

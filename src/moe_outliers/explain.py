@@ -25,8 +25,16 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
         Findings, the last being what Snakemake would do.
     """
     with chdir(sweep.directory):
-        pair = next((p for m in sweep.models for p in sweep.pairs(m) if path in p[:2]), None)
-        yield from _pair(pair) if pair else _product(path)
+        if path.is_absolute() and path.is_relative_to(here := Path.cwd()):
+            path = path.relative_to(here)
+        faults, pair = {}, None
+        for model in sweep.models:
+            pairs = sweep.pairs(model)
+            if found := next((pair for pair in pairs if path in pair[:2]), None):
+                pair = found
+            if found or path == Path(f"results/verify/{model}.json"):
+                faults = checks.model_faults(model, pairs, files.sha256, checks.token_ids)
+        yield from _pair(pair, faults.get(pair.statistics)) if pair else _product(path, faults)
     yield "next run", decision(sweep, path)
 
 
@@ -58,15 +66,15 @@ def decision(sweep: Sweep, path: Path) -> str:
             )
             return f"built: {_shorten(told_reason)}"
     if done.returncode:
-        errors = [line for line in told.splitlines() if line.strip()]
-        return f"Snakemake stops: {errors[-1].strip() if errors else 'without a word'}"
+        last = (done.stdout.strip() or done.stderr.strip() or "without a word").splitlines()[-1]
+        return f"Snakemake stops: {last}"
     return "not built by itself, but something that it depends on is"
 
 
-def _pair(pair: receipts.Pair) -> Iterator[Line]:
+def _pair(pair: receipts.Pair, fault: str | None) -> Iterator[Line]:
     for file in pair[:2]:
         yield str(file), f"{file.stat().st_size} bytes" if file.is_file() else "missing"
-    fault = receipts.fault(*pair)
+    fault = fault or receipts.fault(*pair)
     yield "valid", f"no: {fault}" if fault else "yes: whole, of this model and these settings"
     try:
         receipt = receipts.read(pair.receipt)
@@ -79,12 +87,12 @@ def _pair(pair: receipts.Pair) -> Iterator[Line]:
     yield "settings", "the same as now" if same else "not those of now (repo, revision or extract)"
 
 
-def _product(path: Path) -> Iterator[Line]:
+def _product(path: Path, faults: dict[Path, str]) -> Iterator[Line]:
     if not path.exists():
         yield str(path), "missing"
         return
     yield str(path), "a folder" if path.is_dir() else f"{path.stat().st_size} bytes"
-    fault = checks.product_fault(path, files.sha256)
+    fault = checks.product_fault(path, files.sha256) or faults.get(path)
     yield "valid", f"no: {fault}" if fault else f"yes, by {job.record_path(path)}"
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             part.unlink()
         raise
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it, if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def below(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield all files and folders below a folder, sorted; links to folders are followed.
+
+    Args:
+        folder: the folder; nothing is below one that is missing.
+        above: folders that are not entered, by their real paths: a link may lead back.
+    """
+    real = os.path.realpath(folder)
+    if real in above or not Path(folder).is_dir():
+        return
+    for path in sorted(Path(folder).iterdir()):
+        yield path
+        yield from below(path, above | {real})
 
 
 def must_be_new(folder: Path) -> None:

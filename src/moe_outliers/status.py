@@ -50,7 +50,8 @@ def status(sweep: Sweep) -> dict[str, Any]:
 
 
 def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dict[str, Any]:
-    faults = checks.pair_faults(pairs, hashes)
+    faults = checks.model_faults(model, pairs, hashes, checks.token_ids)
+    invalid = sum(pair.statistics in faults for pair in pairs)
     there = [pair for pair in pairs if pair.statistics.exists() or pair.receipt.exists()]
     states = {name: _state(Path(path.format(model=model)), hashes) for name, path in STEPS.items()}
     if states["verify"] == "done":
@@ -58,8 +59,8 @@ def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dic
         states["verify"] = "valid" if verdict["valid"] else "invalid"
     return {
         "batches_total": len(pairs),
-        "batches_valid": len(there) - len(faults),
-        "batches_invalid": len(faults),
+        "batches_valid": len(there) - invalid,
+        "batches_invalid": invalid,
         **states,
         "progress": _last_line(Path(LOG.format(model=model))),
     }

@@ -38,6 +38,23 @@ def test_json_with_surprises_is_refused_by_name(tmp_path, text):
         files.read_json(path)
 
 
+def test_what_lies_below_a_folder_is_found_behind_links_and_removed_without_them(tmp_path):
+    elsewhere, results = tmp_path / "elsewhere", tmp_path / "results"
+    elsewhere.mkdir()
+    results.mkdir()
+    (elsewhere / "a").touch()
+    (elsewhere / "loop").symlink_to(results)
+    (results / "link").symlink_to(elsewhere)
+    found = [str(path.relative_to(results)) for path in files.below(results)]
+    assert found == ["link", "link/a", "link/loop"]
+    files.remove(results / "link")
+    files.remove(results / "link")
+    assert (elsewhere / "a").exists()
+    files.remove(elsewhere)
+    assert not elsewhere.exists()
+    assert results.exists()
+
+
 def test_a_tree_is_hashed_by_names_and_contents(tmp_path):
     (tmp_path / "a").write_text("1")
     before = files.tree_sha256(tmp_path)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from moe_outliers import checks, files, job, parquet, receipts, statistics, tokenize
+from moe_outliers import checks, files, job, parquet, receipts, statistics, texts, tokenize
 from moe_outliers.receipts import Expected, Pair
 
 CASES = 2_000
@@ -50,8 +50,8 @@ def _mutate(data: bytes, draw: random.Random, text: bool) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def originals(undisturbed, tmp_path_factory):
-    """One file of each type, with the checker and the parser that it goes through."""
+def pair(undisturbed, tmp_path_factory):
+    """A batch that is whole, in a folder of its own."""
     folder = tmp_path_factory.mktemp("fuzz")
     statistics_file, receipt_file = undisturbed.pair("small-olmoe", 1)
     receipt = receipts.read(receipt_file)
@@ -65,7 +65,14 @@ def originals(undisturbed, tmp_path_factory):
     )
     for source in (statistics_file, receipt_file):
         (folder / source.name).write_bytes(source.read_bytes())
-    pair = Pair(folder / "01.nc", folder / "01.json", expected)
+    return Pair(folder / "01.nc", folder / "01.json", expected)
+
+
+@pytest.fixture(scope="module")
+def originals(undisturbed, pair):
+    """One file of each type, with the checker and the parser that it goes through."""
+    folder = pair.statistics.parent
+    statistics_file, receipt_file = undisturbed.pair("small-olmoe", 1)
     tokens = undisturbed.folder / "results/tokens/small-olmoe.parquet"
     return {
         "statistics": (
@@ -80,6 +87,12 @@ def originals(undisturbed, tmp_path_factory):
             tokens,
             None,
             lambda path: parquet.read(path, tokenize.SCHEMA),
+        ),
+        "table": (
+            folder / "texts.parquet",
+            undisturbed.folder / "results/texts.parquet",
+            None,
+            lambda path: parquet.read(path, texts.SCHEMA),
         ),
         "verdict": (
             folder / "verdict.json",
@@ -112,6 +125,31 @@ def _fuzz(originals, monkeypatch, cases):
         path.write_bytes(original)
         assert check() is None, name
     assert parsed
+
+
+FREE = {"device", "dtype", "attempt", "plan", "pod", "versions", "checkpoint"}
+"""Keys of a receipt that say how a batch was made; the others must be what is expected."""
+
+
+@pytest.mark.fault(91, 92)
+def test_no_receipt_that_is_changed_and_signed_again_is_accepted(pair):
+    original = pair.receipt.read_bytes()
+    fields = json.loads(original)
+    ids = " ".join(["0" * 64, *fields["ids_sha256"]])
+    assert not checks.pair_faults([pair], files.sha256, ids)
+    deep = [[]]
+    for _ in range(100):
+        deep = [deep]
+    hostile = [None, True, -1, 0, 7, 10**400, 1e300, "", "0" * 64, "\x1b[2J", [], [7], {}, deep]
+    for key in sorted(set(fields) - {"digest"}):
+        for value in (value for value in hostile if value != fields[key]):
+            changed = fields | {key: value}
+            del changed["digest"]
+            changed["digest"] = files.sha256_of(changed)
+            pair.receipt.write_bytes(files.json_bytes(changed))
+            found = checks.pair_faults([pair], files.sha256, ids)
+            assert found or key in FREE, f"{key}: {value!r} was accepted"
+    pair.receipt.write_bytes(original)
 
 
 def _recorded(path, monkeypatch):

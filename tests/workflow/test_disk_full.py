@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from slice import MODELS, VERDICTS, Slice
 
+from moe_outliers import receipts
+
 
 def _fill(place: Path, leave: int) -> Path:
     """Take all of a disk but some bytes."""
@@ -46,6 +48,42 @@ def test_a_full_disk_leaves_no_half_file_and_a_rerun_completes(
     assert said.code == 0, said.text
     assert run.digests() == undisturbed.digests()
     assert not list(run.folder.rglob("*.part"))
+
+
+@pytest.mark.fault(61)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "product", ["results/bootstrap/mini-olmoe.parquet", "results/plots/forest.svg"]
+)
+def test_a_full_disk_at_a_table_or_a_figure(demo, tmp_path, small_disk, product):
+    run = demo.copy(small_disk / "run")
+    before = run.digests()
+    (run.folder / product).unlink()
+    ballast = _fill(small_disk, 0)
+    said = run(product)
+    assert said.code != 0
+    assert "No space left on device" in said.text, said.text
+    assert not (run.folder / product).exists()
+    ballast.unlink()
+    said = run(product)
+    assert said.code == 0, said.text
+    assert run.digests() == before
+
+
+@pytest.mark.fault(61)
+def test_a_full_disk_leaves_no_receipt(undisturbed, small_disk):
+    """And then the batch does not exist: the receipt is what is written last."""
+    receipt = receipts.read(undisturbed.pair(MODELS[0], 0)[1])
+    fields = receipt.model_dump(exclude={"digest"})
+    place = small_disk / "results/00.json"
+    place.parent.mkdir()
+    ballast = _fill(small_disk, 0)
+    with pytest.raises(OSError, match="No space left on device"):
+        receipts.write(place, **fields)
+    assert not list(place.parent.iterdir())
+    ballast.unlink()
+    receipts.write(place, **fields)
+    assert receipts.read(place) == receipt
 
 
 @pytest.mark.fault(62)

@@ -56,6 +56,7 @@ DAMAGE = {
     "receipt forged": (1, _edit(sha256="0" * 64), "the content differs from its receipt"),
     "receipt flipped": (1, _flip, "the receipt is invalid"),
     "older engine": (1, _edit(engine=versions.EXTRACT - 1), "by version 0 of the extraction"),
+    "other token ids": (1, _edit(ids_sha256=["0" * 64]), "made from other token ids"),
     "other settings": (1, _edit(settings="0" * 64), "made with other settings"),
     "other versions": (
         1,
@@ -69,7 +70,7 @@ ROUNDS = [
     ["missing", "cut", "flipped", "zeroed page"],
     ["empty", "appended junk", "receipt missing", "receipt edited"],
     ["receipt empty", "receipt forged", "receipt flipped", "older engine"],
-    ["other settings", "other versions"],
+    ["other settings", "other versions", "other token ids"],
 ]
 PLACES = [(OLMOE, 0), (MIXTRAL, 1), (OLMOE, 2), (MIXTRAL, 2)]
 
@@ -158,19 +159,19 @@ def test_without_snakemakes_records_the_receipts_prove_what_is_valid(undisturbed
     run = undisturbed.copy(tmp_path / "run")
     shutil.rmtree(run.folder / ".snakemake")
     assert run("-n", *VERDICTS).nothing_to_do
+    (run.folder / f"results/tokens/{OLMOE}.parquet").touch()
+    assert run("-n", *VERDICTS).jobs == {"verify": 1}
     _flip(run.pair(OLMOE, 1)[0])
     assert run("-n", *VERDICTS).jobs == {"extract": 1, "verify": 1}
 
 
-def test_marks_on_whole_pairs_are_taken_off(undisturbed, tmp_path):
+def test_marks_on_what_is_whole_are_taken_off(undisturbed, tmp_path):
     from snakemake.persistence.file import FilePersistence
 
     run = undisturbed.copy(tmp_path / "run")
     store = FilePersistence(nolock=True, path=run.folder / ".snakemake")
-    for model in MODELS:
-        for batch in range(3):
-            for path in run.pair(model, batch):
-                store._mark_incomplete(str(path.relative_to(run.folder)), None)
+    for name in (name for name in run.digests() if "/." not in name):
+        store._mark_incomplete(name, None)
     assert run("-n", *VERDICTS).nothing_to_do
     assert not [p for p in (run.folder / ".snakemake/incomplete").rglob("*") if p.is_file()]
 
@@ -204,6 +205,30 @@ def test_a_damaged_product_is_built_again_and_no_batch_with_it(undisturbed, tmp_
     assert run.digests() == undisturbed.digests()
     (run.folder / "results/.digests/verify" / f"{OLMOE}.json.json").unlink()
     assert run("-n", *VERDICTS).jobs == {"verify": 1}
+
+
+@pytest.mark.fault(90, 91)
+def test_links_are_followed_and_a_folder_in_the_place_of_a_file_is_damage(undisturbed, tmp_path):
+    """What a killed run left of a folder goes too; a link that leads back to itself is no trap."""
+    run = undisturbed.copy(tmp_path / "run")
+    verdicts = (run.folder / "results/verify").rename(tmp_path / "elsewhere")
+    (run.folder / "results/verify").symlink_to(verdicts)
+    (verdicts / "loop").symlink_to(run.folder / "results")
+    _append(verdicts / f"{MIXTRAL}.json")
+    receipt = run.pair(OLMOE, 1)[1]
+    receipt.unlink()
+    receipt.mkdir()
+    left = run.folder / "results/.figures.part"
+    left.mkdir()
+    (left / "forest.svg").touch()
+    said = run(*VERDICTS)
+    assert said.code == 0, said.text
+    assert said.jobs == {"extract": 1, "verify": 2}
+    assert not left.exists()
+    (verdicts / "loop").unlink()
+    (run.folder / "results/verify").unlink()
+    verdicts.rename(run.folder / "results/verify")
+    assert run.digests() == undisturbed.digests()
 
 
 @pytest.mark.fault(67)

@@ -152,6 +152,22 @@ def test_a_second_controller_stops_and_names_the_first(undisturbed, fresh):
     assert fresh.digests() == undisturbed.digests()
 
 
+def test_what_a_failed_job_has_finished_with_new_settings_is_not_taken_back(undisturbed, tmp_path):
+    run = undisturbed.copy(tmp_path / "run")
+    overlay = json.loads(run.overlay.read_text())
+    overlay["data"]["tokens"] = 80
+    run.overlay = tmp_path / "overlay.yaml"
+    run.overlay.write_text(json.dumps(overlay))
+    assert run(VERDICTS[0], **{VARIABLE: f"{Failpoint.BEFORE_RECEIPT}:3!"}).code == 1
+    finished = [path for batch in range(2) for path in run.pair(OLMOE, batch)]
+    kept = [path.read_bytes() for path in finished]
+    said = run(VERDICTS[0])
+    assert said.jobs == {"extract": 1, "verify": 1}
+    assert [path.read_bytes() for path in finished] == kept
+    assert json.loads((run.folder / VERDICTS[0]).read_text())["valid"]
+    assert run("-n", VERDICTS[0]).nothing_to_do
+
+
 @pytest.mark.fault(85)
 def test_a_batch_that_fails_does_not_cost_its_siblings(undisturbed, tmp_path):
     """A token that only sequence 1 has gets a NaN for an embedding."""
