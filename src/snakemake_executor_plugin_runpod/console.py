@@ -12,6 +12,7 @@ LINE = 160
 
 CHATTER = re.compile(
     r"\[\w{3} \w{3} |Execute \d+ jobs|Select jobs|Elapsed time|Complete log|Building DAG"
+    r"|Using shell|Storing output in storage"
 )
 """What Snakemake says on the pod whatever it is told; it is kept, not told."""
 

@@ -1,8 +1,11 @@
 """A whole run by the literal `snakemake --profile runpod`."""
 
+import getpass
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +142,58 @@ def test_never_more_pods_than_allowed(project):
     assert said.code == 0, said.text
     assert len(project.account.pods) == 3
     assert project.account.peak <= 2  # one that works, and one that is being ended
+
+
+SSHD = """Port {port}
+ListenAddress 127.0.0.1
+HostKey {home}/host
+AuthorizedKeysFile {home}/.ssh/id_ed25519.pub
+PidFile none
+StrictModes no
+UsePAM no
+SetEnv HOME={home} SNAKEMAKE_RUNPOD_ENVIRONMENT={python}
+"""
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A machine with OpenSSH's own server, whose shell would choose another Python at a login."""
+    if not Path("/usr/sbin/sshd").exists():
+        pytest.skip("there is no /usr/sbin/sshd: install openssh-server")
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".bashrc").write_text("PATH=/usr/bin:/bin\n")
+    for key in (home / "host", home / ".ssh/id_ed25519"):
+        subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", key], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = SSHD.format(port=port, home=home, python=sys.prefix)
+    (home / "settings").write_text(settings)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    server = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", home / "settings"])
+    public = (home / "host.pub").read_text()
+    (home / ".ssh/known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
+    yield home, f"{getpass.getuser()}@127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.mark.slow
+def test_on_a_machine_that_is_there_already(project, undisturbed, node):
+    """Nothing is asked of RunPod, and no key is needed; the machine is left as it was."""
+    home, address = node
+    words, alone = ["--runpod-node", address], {"HOME": str(home), "RUNPOD_API_KEY": ""}
+    said = project(*words, **alone)
+    assert said.code == 0, said.text
+    assert project.digests() == undisturbed.digests()
+    assert not project.account.calls
+    assert not list((home / ".snakemake-runpod/jobs").iterdir())
+    (home / ".ssh/known_hosts").unlink()
+    (project.folder / "counts/alpha/01.json").unlink()
+    said = project(*words, **alone)
+    assert said.code == 1
+    assert f"ssh -p {address.rpartition(':')[2]} " in said.text
+    assert "must work without questions" in said.text
 
 
 @pytest.mark.fault(32)

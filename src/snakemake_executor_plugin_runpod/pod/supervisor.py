@@ -126,9 +126,9 @@ def supervise(folder: Path) -> Json:
     known = variables_of(spec, folder, python)
     directory = folder / "root" / spec["directory"]
     directory.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        ["bash", "-c", spec["command"]], cwd=str(directory), env=known, start_new_session=True
-    )
+    # Debian's bash takes a process below sshd for a login: its .bashrc may choose another Python.
+    words = ["bash", "--norc", "-c", spec["command"]]
+    process = subprocess.Popen(words, cwd=str(directory), env=known, start_new_session=True)
     write_json(folder / "status.json", dict(state, pid=process.pid))
     try:
         code = process.wait(timeout=spec["limit_s"])
