@@ -1,38 +1,33 @@
 """REST v2: the wire format of RunPod's published description."""
 
 import datetime
+import json
 import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+import jsonschema
 
 from emulator.state import GPUS, Account, Pod, RefusedError, Store
 
-CREATE = {
-    "name",
-    "image",
-    "args",
-    "gpu",
-    "cpu",
-    "cloud",
-    "dataCenterIds",
-    "disk",
-    "env",
-    "ports",
-    "mounts",
-    "registry",
-    "startSsh",
-    "startJupyter",
-    "templateId",
-    "globalNetworking",
-}
-GPU = {"id", "count", "allowedCudaVersions", "minCudaVersion"}
+DESCRIPTION = json.loads(Path(__file__).with_name("v2.json").read_text())
+"""The forms of pods, offers and errors in RunPod's published description, without its prose."""
+
+
+@cache
+def form(name: str) -> jsonschema.Draft202012Validator:
+    """Return what checks a value against a form of the description."""
+    return jsonschema.Draft202012Validator(DESCRIPTION | {"$ref": f"#/components/schemas/{name}"})
 
 
 class ProblemError(Exception):
     """An answer that is no success: its status and what it says."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, errors: Sequence[str] = ()) -> None:
         super().__init__(detail)
-        self.status = status
+        self.status, self.errors = status, list(errors)
 
 
 def operation(method: str, path: str) -> str:
@@ -79,12 +74,8 @@ def execute(  # noqa: PLR0917
 
 
 def _spec(body: Any) -> dict[str, Any]:
-    if not isinstance(body, dict) or not isinstance(body.get("gpu"), dict):
-        raise ProblemError(422, "Request validation failed: gpu is required")
-    if unknown := (body.keys() - CREATE) | (body["gpu"].keys() - GPU):
-        raise ProblemError(422, f"Request validation failed: unknown {sorted(unknown)[0]}")
-    if not body.get("name") or not body.get("image"):
-        raise ProblemError(422, "Request validation failed: name and image are required")
+    if errors := [error.message for error in form("CreatePodRequest").iter_errors(body)]:
+        raise ProblemError(422, "Request validation failed", errors)
     gpu = body["gpu"]
     return {
         "name": body["name"],

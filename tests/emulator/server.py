@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -109,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as error:
             return self._refuse(graph, 400, str(error))
         except rest.ProblemError as error:
-            return self._refuse(graph, error.status, str(error))
+            return self._refuse(graph, error.status, str(error), error.errors)
         if kind == "lost":
             return self._cut()
         if fault and kind == "done-status":
@@ -127,9 +128,12 @@ class Handler(BaseHTTPRequestHandler):
         body: Any = {"message": "emulated"} if graph else problem
         return self._send(int(fault.value), json.dumps(body).encode(), headers=wait)
 
-    def _refuse(self, graph: bool, status: int, message: str) -> None:
+    def _refuse(
+        self, graph: bool, status: int, message: str, violations: Sequence[str] = ()
+    ) -> None:
         if not graph:
             problem = {"title": "Error", "status": status, "detail": message}
+            problem |= {"errors": list(violations)} if violations else {}
             return self._json(status, problem, "application/problem+json")
         errors = {"errors": [{"message": message}], "data": None}
         return self._json(401 if status == 401 else 200, errors)

@@ -71,6 +71,7 @@ class Account:
 
     Attributes:
         lag: seconds for which a new pod is missing from listings.
+        stale: seconds for which listings still show a pod that has ended.
         calls: how often each call was made.
         peak: most pods alive at one time.
     """
@@ -78,6 +79,7 @@ class Account:
     key: str
     balance: float = 100.0
     lag: float = 0.0
+    stale: float = 0.0
     stock: dict[str, int] = field(default_factory=dict)
     pods: dict[str, Pod] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -166,7 +168,16 @@ class Store:
 
     def listed(self, account: Account) -> list[Pod]:
         """Return the pods that a listing shows now."""
-        return [p for p in account.alive() if self.clock() - p.created >= account.lag]
+        now = self.clock()
+        return [
+            pod
+            for pod in account.pods.values()
+            if (
+                now - pod.created >= account.lag
+                if pod.ended is None
+                else now - pod.ended < account.stale
+            )
+        ]
 
     def find(self, account: Account, id: str) -> Pod | None:  # noqa: A002
         """Return a living pod."""

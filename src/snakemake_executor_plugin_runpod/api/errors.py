@@ -29,6 +29,10 @@ class CapacityError(ApiError):
     """Nothing like this is free: try the next kind, then wait."""
 
 
+class ForbiddenError(CapacityError):
+    """This account may not rent this kind: try the next one. Waiting does not help."""
+
+
 class PermanentError(ApiError):
     """Will not pass by itself: stop, and say what to do."""
 
@@ -91,6 +95,8 @@ def classify(
     text = printable(message)[:300]
     if status is None or status >= 500 or (creating and status == 408):
         kind: type[ApiError] = AmbiguousError if creating else TransientError
+    elif creating and status == 403:
+        kind = ForbiddenError
     elif status in _STATUSES:
         kind = _STATUSES[status]
     else:

@@ -118,10 +118,7 @@ def _detail(answer: Any, text: str) -> str:
     """Return what a problem document says (RFC 9457), or the text as it came."""
     if not isinstance(answer, dict):
         return text[:80]
+    listed = answer.get("errors")
     parts = [answer.get("detail") or answer.get("title") or ""]
-    parts += [
-        error.get("message") or error.get("detail") or ""
-        for error in answer.get("errors") or []
-        if isinstance(error, dict)
-    ]
+    parts += listed if isinstance(listed, list) else []
     return "; ".join(str(part) for part in parts if part)
