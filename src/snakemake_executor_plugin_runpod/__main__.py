@@ -152,7 +152,7 @@ def reap(
     if not yes:
         typer.confirm(f"End {len(found)} pods?", abort=True)
     if left := asyncio.run(_end(service, ledger, found)):
-        typer.echo(f"may still be alive: {', '.join(left)}", err=True)
+        typer.echo(f"may still be alive, or turn up: {', '.join(left)}; reap again", err=True)
         raise typer.Exit(1)
     typer.echo("no pod is alive any more")
 
@@ -182,7 +182,7 @@ async def _end(service: PodApi, ledger: Ledger, found: list[dict[str, Any]]) -> 
         lease, proven = ledger.leases.get(pod["name"]), False
         try:
             if lease is not None and lease.open:
-                proven = await fleet.end(lease)
+                proven = await fleet.end(lease) and not lease.open
             if pod["pod"] and not proven:
                 await fleet.end_extra(pod["pod"])
                 proven = await fleet.is_gone(pod["pod"])
@@ -213,7 +213,7 @@ def run() -> None:
     """Run a command; an error is one line."""
     try:
         app(prog_name="python -m snakemake_executor_plugin_runpod")
-    except (ValueError, ApiError) as error:
+    except (ValueError, OSError, ApiError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -110,7 +110,10 @@ class Attempt:
                 if await self._gone():
                     raise PodLostError("it was gone before the first login") from None
                 if time.monotonic() > end:
-                    raise BadHostError(f"no login by SSH: {error}") from None
+                    at = self.link.endpoint
+                    hint = f"ssh -p {at.port} {at.user}@{at.host} must work without questions"
+                    more = "" if self.lease.id else f": {hint}"
+                    raise BadHostError(f"no login by SSH: {error}{more}") from None
                 await asyncio.sleep(min(1.0, self._limits.list_every / 2))
             except RemoteError as error:
                 raise BadHostError(str(error)) from None
@@ -190,6 +193,7 @@ class Attempt:
         self._console.clear()
         while True:
             state = await self._ask("poll", offset=offset)
+            self.lease.dies = None
             reach(Failpoint.POLLING)
             if state["phase"] == "new":
                 raise PodLostError("its container started anew")

@@ -69,12 +69,10 @@ def packages() -> Finding:
 
 def ledger(directory: Path) -> Finding:
     """Look for pods of earlier runs that may be alive."""
-    leases = Ledger(directory / FOLDER).open_leases()
+    book = Ledger(directory / FOLDER)
+    leases = book.open_leases()
     if not leases:
         return Finding("ledger", True, "no pod of this folder may be alive")
     names = ", ".join(lease.id or lease.name for lease in leases)
-    fix = (
-        "if no run is under way: run again to take them over, or "
-        "python -m snakemake_executor_plugin_runpod reap"
-    )
+    fix = f"if no run is under way: run again to take them over, or {book.command('reap')}"
     return Finding("ledger", False, f"may be alive: {names}", fix)

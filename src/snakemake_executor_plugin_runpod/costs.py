@@ -5,7 +5,8 @@ A Snakefile asks for it in one line:
     from snakemake_executor_plugin_runpod import costs; costs.show(workflow)
 
 It says nothing in a real run, and nothing where another executor is chosen. It needs no key and no
-network: without a key it takes the prices that came with this package.
+network: without a key it takes the prices that came with this package. Every run ends with the pods
+of earlier ones that may be alive: one that has nothing to do does not look after them.
 """
 
 import atexit
@@ -13,12 +14,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod import settings as chosen
 from snakemake_executor_plugin_runpod.api import Offer, find_key, open_api
 from snakemake_executor_plugin_runpod.api.errors import ApiError
 from snakemake_executor_plugin_runpod.jobs import title
+from snakemake_executor_plugin_runpod.ledger import FOLDER, Ledger
 from snakemake_executor_plugin_runpod.money import Estimate, estimate
 from snakemake_executor_plugin_runpod.offers import (
     Candidate,
@@ -27,7 +30,7 @@ from snakemake_executor_plugin_runpod.offers import (
     needs,
     price_list,
 )
-from snakemake_executor_plugin_runpod.report import table
+from snakemake_executor_plugin_runpod.report import farewell, table
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 
 HEAD = ("job", "GPU, the first choice first", "$/h", "disk GB", "minutes", "low $", "$", "high $")
@@ -78,6 +81,7 @@ def show(workflow: Any) -> None:
     """Let a dry run with this executor end with what the jobs would cost."""
     if getattr(workflow, "is_main_process", True):
         atexit.register(_show, workflow)
+        atexit.register(_name_left, workflow)
 
 
 def rows(
@@ -155,6 +159,14 @@ def _show(workflow: Any) -> None:
         offers, source = prices(settings)
         print("\n".join(lines(rows(named, settings, offers), settings, source)), file=sys.stderr)
         sys.stderr.flush()
+
+
+def _name_left(workflow: Any) -> None:
+    """Name the pods that may be alive, unless a run is looking after them."""
+    with suppress(AttributeError, OSError):
+        ledger = Ledger(Path(workflow.persistence.path) / FOLDER.name)
+        if (lines := farewell(ledger)) and not ledger.claim():
+            print("\n".join(lines), file=sys.stderr)
 
 
 def _remote(job: Any) -> bool:

@@ -1,6 +1,7 @@
 """Brings jobs to their end on rented pods, whatever happens to the pods."""
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Engine:
         job = asyncio.ensure_future(self._run(task))
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
+        job.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if late
         return job
 
     async def guard(self) -> None:
@@ -68,7 +70,24 @@ class Engine:
                 pass  # the next look may do better
             except Exception as error:  # and after anything else too
                 self._context.say(f"the pods could not be looked at: {error}")
+            begun = time.time()
             await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
+            self._wake_up(begun)
+
+    def _wake_up(self, begun: float) -> None:
+        """Write down which pods must have ended themselves, if this machine has slept so long.
+
+        They are not billed any more, so they may not count against the budget.
+        """
+        settings, grace = self._context.settings, (self._context.settings.grace or 0) * 60
+        if time.time() - begun < grace or settings.allow_no_switch or settings.node:
+            return
+        self._context.say(
+            f"this machine slept since {time.ctime(begun)}: its pods ended themselves"
+        )
+        for lease in self._ledger.open_leases():
+            if lease.created and lease.dies is None:
+                self._ledger.write("silent", lease.name, dies=begun + grace)
 
     async def halt(self, reason: str, *, detach: bool = False) -> None:
         """End all jobs and their pods.

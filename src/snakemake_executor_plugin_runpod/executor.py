@@ -45,6 +45,7 @@ class Executor(RemoteExecutor):
         try:
             self._ready.wait()
             self._session = Session(self.workflow, self._say, self._poll_s)
+            atexit.register(self._session.farewell)  # also if this run is refused
             self._in_loop(self._session.start())
         except ValueError as error:
             self.wait = False
@@ -52,7 +53,6 @@ class Executor(RemoteExecutor):
         except BaseException:
             self.wait = False
             raise
-        atexit.register(self._session.farewell)
         if threading.current_thread() is threading.main_thread():
             hang_up = signal.getsignal(signal.SIGHUP)
             if hang_up is signal.SIG_DFL:  # a closed terminal is an interrupt, not a death

@@ -30,6 +30,8 @@ ATTEMPTS = 6
 
 PAUSES_S = (1, 2, 4, 8, 16, 30)
 
+WORTH_SAYING_S = 10
+
 CONSOLE = "https://console.runpod.io/pods"
 
 
@@ -71,7 +73,8 @@ class Fleet:
 
     async def create(self, spec: Spec) -> str:
         """Create a pod: one call, never repeated, and not given up when this task is cancelled."""
-        call = asyncio.ensure_future(self._once(self.api.create, spec))
+        await self._quiet()  # outside: who is cancelled in a pause must not create a pod after it
+        call = asyncio.ensure_future(self._now(self.api.create, spec))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -154,13 +157,23 @@ class Fleet:
             await asyncio.wait(alive)
 
     async def _once(self, function: Callable[..., T], *arguments: Any) -> T:
+        await self._quiet()
+        return await self._now(function, *arguments)
+
+    async def _quiet(self) -> None:
+        """Wait for as long as the service asked for."""
         while (wait := self._quiet_until - time.monotonic()) > 0:
             await asyncio.sleep(wait)
+
+    async def _now(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.to_thread(function, *arguments)
         except ApiError as error:
-            if error.retry_after:
-                self._quiet_until = time.monotonic() + error.retry_after
+            if wait := error.retry_after:
+                before = max(self._quiet_until, time.monotonic())
+                self._quiet_until = max(before, time.monotonic() + wait)
+                if self._quiet_until - before > WORTH_SAYING_S:
+                    self.say(f"RunPod asks to wait for {wait:.0f} s: until then nothing is asked")
             raise
 
     async def _list(self) -> None:
@@ -202,6 +215,8 @@ class Fleet:
                 return False
             except (ApiError, OSError) as error:  # the second: the ledger's disk is full
                 self.say(f"pod {lease.id or lease.name} could not be ended yet: {error}")
+            if not lease.open:
+                return True
             if time.monotonic() >= end:
                 self._alarm(lease, f"not proven within {self.limits.terminate:.0f} s")
                 return False
@@ -237,8 +252,7 @@ class Fleet:
     def _alarm(self, lease: Lease, reason: str) -> None:
         self.say(
             f"POD {lease.id or lease.name} MAY STILL BE ALIVE AND BILLED AT ${lease.rate:.2f}/h "
-            f"({reason}). End it at {CONSOLE}, or with: "
-            "python -m snakemake_executor_plugin_runpod reap"
+            f"({reason}). End it at {CONSOLE}, or with: {self.ledger.command('reap')}"
         )
 
 

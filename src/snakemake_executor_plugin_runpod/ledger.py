@@ -6,13 +6,15 @@ alive, what they were for, and what they have cost.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +22,18 @@ FOLDER = Path(".snakemake/runpod")
 PREFIX = "snakemake"
 """With it begins the name of every pod."""
 
-EVENTS = ("intent", "created", "phase", "fetched", "terminating", "gone", "refused", "kept")
+EVENTS = {
+    "intent": ("key", "title", "fingerprint", "run", "gpu", "gpus", "rate", "outputs"),
+    "created": (),
+    "phase": (),
+    "fetched": ("products",),
+    "silent": ("dies",),
+    "terminating": (),
+    "gone": (),
+    "refused": (),
+    "kept": (),
+}
+"""What an entry may tell, and the facts that it must come with."""
 
 Json = dict[str, Any]
 
@@ -38,6 +51,7 @@ class Lease:
         id: of the pod; None while it is not known whether there is one.
         host_key: of its sshd, from the first login on.
         ended: when the service accepted to end it; None while it may be billed.
+        dies: when it must have ended itself, having heard nothing; None while it hears from here.
         gone: it is proven that there is no such pod any more, or that there never was.
         products: digests of the outputs that were fetched whole, by path; None before that.
     """
@@ -58,11 +72,11 @@ class Lease:
     machine: str | None = None
     phase: str = "asked for"
     ended: float | None = None
+    dies: float | None = None
     gone: bool = False
     refused: bool = False
     kept: bool = False
     products: dict[str, str] | None = None
-    said: list[Json] = field(default_factory=list, repr=False)
 
     @property
     def open(self) -> bool:
@@ -73,7 +87,8 @@ class Lease:
         """Return the dollars that it has cost until now; an estimate, not RunPod's bill."""
         if self.created is None:
             return 0.0
-        return self.rate * max(0.0, (self.ended or now) - self.created) / 3600
+        end = min(self.ended or now, self.dies or now)
+        return self.rate * max(0.0, end - self.created) / 3600
 
 
 class Ledger:
@@ -93,6 +108,17 @@ class Ledger:
         self._lock: TextIO | None = None
         for entry in self._entries():
             self._apply(entry)
+
+    @property
+    def prefix(self) -> str:
+        """With what the names of the pods of this working directory begin."""
+        where = f"{socket.gethostname()}:{os.path.realpath(self.folder.parent.parent)}"
+        return f"{PREFIX}-{hashlib.sha256(where.encode()).hexdigest()[:8]}-"
+
+    def command(self, words: str) -> str:
+        """Return a command line of this package for the folder of this ledger, to be copied."""
+        folder = shlex.quote(os.path.realpath(self.folder.parent.parent))
+        return f"python -m snakemake_executor_plugin_runpod {words} --directory {folder}"
 
     def claim(self) -> str | None:
         """Become the one writer.
@@ -115,10 +141,17 @@ class Ledger:
         return None
 
     def write(self, event: str, name: str, **facts: Any) -> Lease:
-        """Add an entry; it is on disk when this returns."""
-        if event not in EVENTS:
-            raise ValueError(f"{event} is no event of the ledger")
+        """Add an entry; it is on disk when this returns.
+
+        Raises:
+            OSError: if the disk does not take it. What has happened is known here all the same;
+                an intent is not, and must not be acted on.
+        """
         entry = {"event": event, "name": name, "time": round(time.time(), 3), **facts}
+        if not _is_sound(entry):
+            raise ValueError(f"{entry} is no entry of the ledger")
+        if event != "intent":
+            self._apply(entry)
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", encoding="utf-8")
@@ -127,7 +160,8 @@ class Ledger:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._apply(entry)
+        if event == "intent":
+            self._apply(entry)
         return self.leases[name]
 
     def intend(self, name: str, **facts: Any) -> Lease:
@@ -153,24 +187,22 @@ class Ledger:
             text = self._path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
-        for line in text.splitlines():
+        for line in filter(str.strip, text.split("\n")):
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # empty, or cut by a crash: nothing had been done yet that it announces
-            if isinstance(entry, dict) and entry.get("event") in EVENTS and "name" in entry:
+                continue  # cut by a crash: nothing had been done yet that it announces
+            if _is_sound(entry):
                 yield entry
 
     def _apply(self, entry: Json) -> None:
         event, name, when = entry["event"], entry["name"], entry["time"]
         if event == "intent":
-            names = ("key", "title", "fingerprint", "run", "gpu", "gpus", "rate")
-            facts = {name: entry[name] for name in names}
-            self.leases[name] = Lease(name, asked=when, outputs=entry["outputs"], **facts)
+            facts = {fact: entry[fact] for fact in EVENTS["intent"]}
+            self.leases[name] = Lease(name, asked=when, **facts)
         lease = self.leases.get(name)
         if lease is None:
             return
-        lease.said.append(entry)
         if event == "created":
             lease.created = lease.created or lease.asked
             if not lease.open:  # it turned up after all
@@ -180,6 +212,8 @@ class Ledger:
             _update(lease, entry, "phase", "host_key", "rate", "machine")
         elif event == "fetched":
             lease.products = entry["products"]
+        elif event == "silent":
+            lease.dies = entry["dies"]
         elif event == "terminating":
             lease.ended = lease.ended or when
         elif event in ("gone", "refused"):
@@ -187,6 +221,18 @@ class Ledger:
             lease.ended = lease.ended or when
         elif event == "kept":
             lease.kept = True
+
+
+def _is_sound(entry: Any) -> bool:
+    """Tell whether an entry is one that `Ledger._apply` understands."""
+    return (
+        isinstance(entry, dict)
+        and entry.get("event") in EVENTS
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("time"), int | float)
+        and isinstance(entry.get("rate", 0.0), int | float | None)
+        and entry.keys() >= set(EVENTS[entry["event"]])
+    )
 
 
 def _update(lease: Lease, entry: Json, *names: str) -> None:

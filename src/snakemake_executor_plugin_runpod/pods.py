@@ -75,7 +75,12 @@ class Rented(Pods):
         for lease in others:
             self._context.say(f"pod {lease.id or lease.name} of an earlier run is ended")
         await asyncio.gather(*(self._fleet.end(lease) for lease in others))
-        await self._fleet.look()
+        for view in (await self._fleet.look()).values():
+            if view.name.startswith(self._ledger.prefix) and view.name not in self._ledger.leases:
+                self._context.say(
+                    f"POD {view.id} ({view.name}) IS OF THIS FOLDER, AND ITS LEDGER DOES NOT KNOW "
+                    f"IT: it is billed until it ends itself. End it: {self._ledger.command('reap')}"
+                )
 
     async def get(self, task: Task, fingerprint: str) -> Lease:
         """Take over the pod that an earlier run left at work, else rent one."""
@@ -135,7 +140,7 @@ class Rented(Pods):
             self._context.say(
                 f"pod {lease.id} is kept for you and ends itself after "
                 f"{self._context.settings.grace:g} minutes: "
-                f"python -m snakemake_executor_plugin_runpod ssh {lease.id}"
+                f"{self._ledger.command(f'ssh {lease.id}')}"
             )
             return
         self._fleet.end_soon(lease)

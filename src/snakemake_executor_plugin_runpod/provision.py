@@ -5,6 +5,7 @@ import base64
 import gzip
 import secrets
 import time
+from contextlib import suppress
 from importlib import resources
 
 from snakemake_executor_plugin_runpod.api import Offer, PodView, Spec
@@ -12,6 +13,7 @@ from snakemake_executor_plugin_runpod.api.errors import (
     AmbiguousError,
     ApiError,
     CapacityError,
+    ForbiddenError,
     GoneError,
     PermanentError,
     RetiredError,
@@ -20,7 +22,7 @@ from snakemake_executor_plugin_runpod.api.errors import (
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
 from snakemake_executor_plugin_runpod.failures import BadHostError, JobError, PodLostError
 from snakemake_executor_plugin_runpod.fleet import Fleet
-from snakemake_executor_plugin_runpod.ledger import PREFIX, Lease, Ledger
+from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
 from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.money import Budget, estimate
 from snakemake_executor_plugin_runpod.offers import Candidate, Needs, candidates, price_list
@@ -40,7 +42,7 @@ class Provision:
     """
 
     def __init__(
-        self, fleet: Fleet, settings: ExecutorSettings, budget: Budget, *, project: str, key: str
+        self, fleet: Fleet, settings: ExecutorSettings, budget: Budget, *, key: str
     ) -> None:
         """Prepare.
 
@@ -48,11 +50,10 @@ class Provision:
             fleet: the account's pods.
             settings: of the user.
             budget: of the run.
-            project: names the working directory in the pods' names.
             key: public key that may log in.
         """
         self._fleet, self._settings, self._budget = fleet, settings, budget
-        self._project, self._key = project, key
+        self._key = key
         self._ledger: Ledger = fleet.ledger
         self._limits: Limits = fleet.limits
         self._turn = asyncio.Lock()
@@ -70,19 +71,26 @@ class Provision:
         """
         end = time.monotonic() + (self._settings.capacity_wait or 0) * 60
         wait = self._limits.backoff
-        tried: dict[str, str] = {}
+        tried: dict[str, Exception] = {}
         while True:
             for candidate in await self._candidates(task.needs):
+                kind = f"{candidate.gpu} ({candidate.cloud})"
                 try:
                     return await self._rent(task, candidate, fingerprint)
                 except (CapacityError, BadHostError, PodLostError, AmbiguousError) as error:
-                    tried[f"{candidate.gpu} ({candidate.cloud})"] = str(error)
-            if time.monotonic() + wait > end:
+                    tried[kind] = error
+                except TransientError as error:  # of the API as a whole: no other kind does better
+                    tried[kind] = error
+                    break
+            forbidden = all(isinstance(error, ForbiddenError) for error in tried.values())
+            if forbidden or time.monotonic() + wait > end:
+                free = all(isinstance(error, CapacityError) for error in tried.values())
                 listed = "".join(f"\n    {gpu}: {reason}" for gpu, reason in tried.items())
                 raise JobError(
-                    f"no pod in {self._settings.capacity_wait:g} minutes; nothing was billed for "
-                    f"it. Tried:{listed}\nAllow more kinds (--runpod-gpu, --runpod-cloud), a "
-                    "higher --runpod-max-price, a longer --runpod-capacity-wait, or try later"
+                    f"no pod{'' if forbidden else f' in {self._settings.capacity_wait:g} minutes'}"
+                    f"{'; nothing was billed for it' if free else ''}. Tried:{listed}\nAllow more "
+                    "kinds (--runpod-gpu, --runpod-cloud), a higher --runpod-max-price, a longer "
+                    "--runpod-capacity-wait, or try later"
                 )
             self._say(task, f"none of {len(tried)} kinds is free: again in {wait:.0f} s")
             await asyncio.sleep(wait)
@@ -98,11 +106,12 @@ class Provision:
         end = time.monotonic() + self._limits.mapping
         assert lease.id
         while True:
-            view = await self._fleet.find(lease.id)
-            if view and view.endpoint:
-                return view
-            if view is None and await self._fleet.is_gone(lease.id):
-                raise PodLostError("it is gone")
+            with suppress(TransientError):  # an API that fails proves nothing
+                view = await self._fleet.find(lease.id)
+                if view and view.endpoint:
+                    return view
+                if view is None and await self._fleet.is_gone(lease.id):
+                    raise PodLostError("it is gone")
             if time.monotonic() > end:
                 raise BadHostError(f"no port for SSH after {self._limits.mapping:.0f} s")
             await asyncio.sleep(self._limits.list_every)
@@ -114,7 +123,7 @@ class Provision:
 
         Of several pods of one name the oldest is kept, the others are ended.
         """
-        age = time.time() - lease.asked
+        age = max(0.0, time.time() - lease.asked)  # the clock may have been set back
         if lease.id:
             return await self._fleet.find(lease.id) is not None
         hits = await self._fleet.named(lease.name, max(0.0, self._limits.ambiguous - age))
@@ -138,7 +147,7 @@ class Provision:
             raise JobError(str(error)) from None
 
     async def _rent(self, task: Task, candidate: Candidate, fingerprint: str) -> Lease:
-        name = f"{PREFIX}-{self._project}-{task.key}-{secrets.token_hex(4)}"
+        name = f"{self._ledger.prefix}{task.key}-{secrets.token_hex(4)}"
         price = candidate.price or 0.0
         await self._wait_for_turn()  # what is planned after it stands in the ledger at once
         self._budget.plan(name, estimate(task.needs).expected * price / 60)
@@ -215,9 +224,9 @@ class Provision:
         """
         end = time.monotonic() + self._limits.ambiguous
         view = None
-        while view is None or view.rate is None:
+        while view is None or not view.rate:  # 0 is what a pod costs that does not run
             view = await self._fleet.call(self._fleet.api.pod, lease.id)
-            if view is not None and view.rate is not None:
+            if view is not None and view.rate:
                 break
             if time.monotonic() > end:
                 raise PodLostError("it does not appear in the API, or without a price")
@@ -258,8 +267,8 @@ mkdir -p "$HOME/.snakemake-runpod"
 cat > "$HOME/.snakemake-runpod/deadman.py" <<'END OF PROGRAM'
 {program}
 END OF PROGRAM
-nohup python3 "$HOME/.snakemake-runpod/deadman.py" {grace_s:.3f} {lifetime_s:.3f} \\
-  < /dev/null > "$HOME/.snakemake-runpod/deadman.log" 2>&1 &
+nohup bash -c 'until python3 "$HOME/.snakemake-runpod/deadman.py" {grace_s:.3f} {lifetime_s:.3f}
+do sleep 5; done' < /dev/null > "$HOME/.snakemake-runpod/deadman.log" 2>&1 &
 [ -x /start.sh ] && exec /start.sh
 exec sleep infinity
 """

@@ -38,6 +38,17 @@ def spending(ledger: Ledger) -> list[str]:
     ]
 
 
+def farewell(ledger: Ledger) -> list[str]:
+    """Name the pods that may be alive when a process ends, with the way to end them."""
+    return [
+        f"runpod: pod {lease.id or lease.name} of {lease.title} may be alive at "
+        f"${lease.rate:.2f}/h until it ends itself; the next run that needs its job takes it over; "
+        f"to end it: {ledger.command('reap')}"
+        for lease in ledger.open_leases()
+        if lease.rate and not lease.kept  # a machine that is not rented has no price
+    ]
+
+
 def table(rows: Sequence[Sequence[str]], numbers: int = 3) -> list[str]:
     """Lay out rows as text, the last columns flush right.
 

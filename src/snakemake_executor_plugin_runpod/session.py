@@ -1,10 +1,7 @@
 """One run of Snakemake, from what is checked before the first job to what it cost."""
 
 import asyncio
-import hashlib
-import os
 import resource
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,9 +22,12 @@ from snakemake_executor_plugin_runpod.offers import needs
 from snakemake_executor_plugin_runpod.pods import Node, Pods, Rented
 from snakemake_executor_plugin_runpod.preflight import check_account, check_hub
 from snakemake_executor_plugin_runpod.provision import Provision
-from snakemake_executor_plugin_runpod.report import spending
+from snakemake_executor_plugin_runpod.report import farewell, spending
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 from snakemake_executor_plugin_runpod.tasks import Task
+
+POLLS = 5
+"""How often a pod hears from here within its grace, at least."""
 
 
 class Session:
@@ -48,7 +48,8 @@ class Session:
         self.settings: ExecutorSettings = workflow.executor_settings or ExecutorSettings()
         self.settings.check()
         self.ledger = Ledger()
-        self._context = Context(self.settings, self.ledger, limits(), say, poll_s)
+        often = (self.settings.grace or 0) * 60 / POLLS  # a pod that is asked less dies of silence
+        self._context = Context(self.settings, self.ledger, limits(), say, min(poll_s, often))
         self._budget = Budget(self.settings.budget or 0, self.ledger, say)
         self._api: PodApi | None = None
         self._pods: Pods | None = None
@@ -130,15 +131,8 @@ class Session:
         """Name the pods that may still be alive when the process ends."""
         if self._detached:
             return
-        for lease in self.ledger.open_leases():
-            if not lease.kept:
-                print(  # a process that ends has no logger any more
-                    f"runpod: pod {lease.id or lease.name} may be alive at ${lease.rate:.2f}/h; "
-                    f"it ends itself after {self.settings.grace:g} minutes; run again to take it "
-                    "over, or end it: python -m snakemake_executor_plugin_runpod reap",
-                    file=sys.stderr,
-                    flush=True,
-                )
+        if lines := farewell(self.ledger):  # a process that ends has no logger any more
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
     def _refuse(self, waiting: list[Any]) -> None:
         """Refuse what could lose results or cannot run on a pod.
@@ -156,7 +150,8 @@ class Session:
             if absolute := [n for n in reading.outputs(job) if Path(n).is_absolute()]:
                 raise ValueError(f"the output {absolute[0]} has an absolute path; make it relative")
         if waiting:
-            reading.plan_of(self._workflow, self.settings, [])
+            plan = reading.plan_of(self._workflow, self.settings, [])
+            reading.requirements(plan.repository, self.settings)
 
     def _rent_from_runpod(self, waiting: list[Any]) -> None:
         """Prepare to rent; in a thread, since it takes seconds and asks the network."""
@@ -168,12 +163,10 @@ class Session:
             offers = check_account(api, self.settings, needed)
         fleet = Fleet(api, self.ledger, self._context.limits, self._say)
         identity = Identity.of_project(self.ledger.folder)
-        where = f"{socket.gethostname()}:{os.path.realpath(Path.cwd())}"
         provision = Provision(
             fleet,
             self.settings,
             self._budget,
-            project=hashlib.sha256(where.encode()).hexdigest()[:8],
             key=identity.public(),
         )
         provision.offers = offers

@@ -71,7 +71,7 @@ class Task:
 
 def key_of(title: str, identity: Any) -> str:
     """Return a name for a job that is safe everywhere, and the same in every run."""
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:28].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:23].strip("-")
     text = json.dumps(identity, sort_keys=True, default=repr)
     return f"{slug or 'job'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

@@ -56,7 +56,8 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
     Returns:
         For each pod: pod, name, job, gpu, rate, minutes, dollars, and what is known of it:
         `alive`, `left over` (the API lists it, and the ledger has done with it), `gone` (the ledger
-        counts on it, the API does not list it), `of another folder`, or `not asked`.
+        counts on it, the API does not list it), `not in the ledger` (it has the name of this
+        folder), `of another folder`, or `not asked`.
     """
     now = time.time()
     living = [view for view in seen or () if not view.terminated]
@@ -90,7 +91,9 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
             "rate": view.rate,
             "minutes": None,
             "dollars": None,
-            "state": "of another folder",
+            "state": "not in the ledger"
+            if view.name.startswith(ledger.prefix)
+            else "of another folder",
         }
         for view in strangers
     ]

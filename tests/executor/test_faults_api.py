@@ -60,6 +60,21 @@ def test_05_a_kind_of_gpu_that_is_not_free_is_passed_over(project, undisturbed, 
     assert project.account.calls["create"] == 3
 
 
+@pytest.mark.fault(5)
+@slow
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_05_a_kind_that_this_account_may_not_rent_is_passed_over(project, undisturbed, transport):
+    """Where it may rent none, waiting would not help."""
+    fault = {"on": "create", "kind": "status", "value": 403}
+    project.account.change(faults=[fault | {"times": 99}])
+    said = project("--runpod-api", transport, "--runpod-capacity-wait", "30")
+    assert said.code == 1
+    assert "no pod; nothing was billed for it. Tried:" in said.text
+    project.account.change(valid=True, faults=[])
+    found = project.account.faults
+    assert found[0]["fired"] > 1
+
+
 @pytest.mark.fault(6)
 @slow
 def test_06_no_gpu_is_free_until_patience_ends(project):
@@ -231,8 +246,9 @@ def test_19_a_pod_that_cannot_be_ended_is_named(project, undisturbed):
 
 @pytest.mark.fault(20)
 @slow
-def test_20_listings_that_lag_make_no_second_pod(project, undisturbed):
-    project.account.change(lag=1.0)
+@pytest.mark.parametrize("late", ["lag", "stale"], ids=["new pods are missing", "dead ones stay"])
+def test_20_listings_that_lag_make_no_second_pod(project, undisturbed, late):
+    project.account.change(**{late: 1.0})
     said = project(SNAKEMAKE_RUNPOD_TIME_SCALE="0.05")
     project.ends_like(undisturbed, said, pods=1)
 

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 
 import pytest
-from executor_rig import wait_until
+from executor_rig import PYTHON, wait_until
 
 from snakemake_executor_plugin_runpod.failpoints import VARIABLE, Failpoint
+from snakemake_executor_plugin_runpod.ledger import Ledger
 
 slow = pytest.mark.slow
 FAST = {Failpoint.POLLING}
@@ -85,6 +87,56 @@ def test_58_sigterm_lets_running_jobs_end_and_starts_no_more(project):
     assert (project.folder / "counts/alpha/02.json").is_file()
     assert not (project.folder / "report.json").exists()
     assert not project.account.alive
+
+
+@pytest.mark.fault(21, 51)
+@slow
+def test_51_what_a_dead_run_left_is_named_by_every_later_one(project, undisturbed):
+    """Also by one that is refused, by a dry run, and if its entry in the ledger is damaged."""
+    run = _running(project)
+    run.kill()
+    run.communicate()
+    (pod,) = project.account.alive
+    snakefile = project.folder / "Snakefile"
+    offer = "from snakemake_executor_plugin_runpod import costs\n\ncosts.show(workflow)\n"
+    snakefile.write_text(offer + snakefile.read_text())
+    for words in (["--runpod-budget", "0.001"], ["-n"]):
+        said = project(*words)
+        assert f"pod {pod['id']} of count alpha may be alive at $0.25/h" in said.text
+        assert f"reap --directory {project.folder}" in said.text
+    path = project.folder / ".snakemake/runpod/ledger.jsonl"
+    path.write_text(path.read_text().replace('"intent"', '"imtent"'))
+    said = project()
+    assert said.code == 0, said.text
+    assert project.digests() == undisturbed.digests()
+    assert f"POD {pod['id']} ({pod['name']}) IS OF THIS FOLDER" in said.text
+    assert [left["id"] for left in project.account.alive] == [pod["id"]]
+    words = said.text.partition("End it: python -m ")[2].splitlines()[0].split()
+    done = subprocess.run(
+        [PYTHON, "-m", *words, "--yes"], env=project.environment(), check=False, capture_output=True
+    )
+    assert b"not in the ledger" in done.stdout
+    assert done.returncode == 0
+    assert not project.account.alive
+
+
+@slow
+def test_a_pod_that_may_turn_up_is_not_called_gone(project):
+    """Of a pod that was asked for a moment ago a listing proves nothing."""
+    ledger = Ledger(project.folder / ".snakemake/runpod")
+    facts = {"key": "k", "title": "count alpha", "fingerprint": "f", "gpu": "NVIDIA L4", "gpus": 1}
+    name = f"{ledger.prefix}k-1"
+    ledger.intend(name, rate=0.43, outputs=[], **facts)
+    done = subprocess.run(
+        [PYTHON, "-m", "snakemake_executor_plugin_runpod", "reap", "--yes"],
+        cwd=project.folder,
+        env=project.environment() | {"SNAKEMAKE_RUNPOD_TIME_SCALE": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"may still be alive, or turn up: {name}" in done.stderr
 
 
 @pytest.mark.fault(58)

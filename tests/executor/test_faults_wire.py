@@ -129,6 +129,36 @@ def test_46_a_laptop_that_sleeps_goes_on_where_it_was(project, undisturbed):
     project.ends_like(undisturbed, said, pods=1)
 
 
+@pytest.mark.fault(46)
+@slow
+def test_46_a_laptop_that_sleeps_for_hours_pays_for_no_more_than_the_grace(project, undisturbed):
+    """The pod ends itself meanwhile; the hours do not count against the budget."""
+    project.account.change(faults=[{"on": "pod", "kind": "price", "value": 90}])
+    words = ["--runpod-max-price", "100", "--runpod-budget", "0.5", "--runpod-grace", "0.05"]
+    run = project.start(*project.slow(1), *words)
+    wait_until(lambda: project.account.alive)
+    time.sleep(1)
+    os.killpg(run.pid, signal.SIGSTOP)
+    time.sleep(24)  # at 90 dollars an hour that is 60 cents
+    os.killpg(run.pid, signal.SIGCONT)
+    said = project.finish(run)
+    project.ends_like(undisturbed, said, pods=2)
+    assert "this machine slept since" in said.text
+
+
+@pytest.mark.fault(45, 102)
+@slow
+def test_45_a_transfer_that_takes_longer_than_the_grace_is_no_silence(project):
+    script = project.folder / "count.py"
+    big = "\nPath(outputs[0]).write_bytes(os.urandom(16_000_000))\n"
+    script.write_text(script.read_text() + big)
+    project.account.change(faults=[{"on": "pod", "kind": "throttle", "value": 600_000}])
+    said = project("--runpod-grace", "0.2", "--runpod-restarts", "0")
+    assert said.code == 0, said.text
+    assert len(project.account.pods) == 1
+    assert not project.account.alive
+
+
 @pytest.mark.fault(47)
 @slow
 def test_47_a_shell_that_chatters_is_understood(project, undisturbed):

@@ -69,7 +69,7 @@ class Controller:
         context = Context(SETTINGS, self.ledger, LIMITS, lambda _: None, 0.01)
         self.fleet = Fleet(api, self.ledger, LIMITS, lambda _: None)
         budget = Budget(1000, self.ledger, lambda _: None)
-        provision = Provision(self.fleet, SETTINGS, budget, project="0badcafe", key="ssh-ed25519 A")
+        provision = Provision(self.fleet, SETTINGS, budget, key="ssh-ed25519 A")
         self.pods = Rented(context, self.fleet, provision, Identity(folder / "key"))
         self.held = {}
 
@@ -217,6 +217,65 @@ class Life(RuleBasedStateMachine):
             self.loop.close()
             self.folder.cleanup()
             gc.collect()
+
+
+@pytest.fixture
+def life():
+    """One life, led step by step."""
+    made = Life()
+    made.begin()
+    yield made
+    made.teardown()
+
+
+@pytest.mark.fault(9, 58)
+def test_who_is_interrupted_while_the_service_wants_a_pause_creates_nothing_after_it(life):
+    life.rent("alpha")  # the offers are known then: nothing is asked before the creation
+
+    async def act():
+        life.account.faults.append(Fault("list", "status", 429, retry_after=0.5))
+        listing = asyncio.ensure_future(life.controller.fleet.look())
+        while not life.account.faults[0].fired:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        renting = asyncio.ensure_future(life.controller.pods.get(task("beta"), "fingerprint"))
+        await asyncio.sleep(0.1)
+        renting.cancel()
+        await asyncio.wait({listing, renting})
+        await asyncio.sleep(0.5)
+
+    life.run(act())
+    assert len(life.account.pods) == 1
+
+
+@pytest.mark.fault(4)
+def test_an_outage_that_outlasts_the_tries_of_a_call_is_waited_for(life):
+    life.controller.pods._provision._settings = replace(SETTINGS, capacity_wait=0.1)
+    life.account.faults += [Fault("create", "status", 503), Fault("list", "status", 503, times=8)]
+    life.rent("alpha")
+    assert life.controller.held["alpha"].id
+    assert all(fault.fired == fault.times for fault in life.account.faults)
+
+
+@pytest.mark.fault(61)
+def test_a_pod_ends_also_when_the_ledgers_disk_is_full(life):
+    life.rent("alpha")
+    (lease,) = life.controller.held.values()
+    life.controller.ledger._file = Path("/dev/full").open("a")  # noqa: SIM115
+    life.finish("alpha", failed=False)
+    assert not life.account.alive()
+    assert not lease.open
+
+
+@pytest.mark.fault(64)
+def test_a_clock_that_was_set_back_makes_no_run_wait(life):
+    life.rent("alpha")
+    lease = life.controller.held.pop("alpha")
+    lease.asked, lease.id = time.time() + 86400, None
+    life.store.terminate(life.account, life.account.alive()[0].id)
+    life.controller.ledger.run = "another"
+    life.rent("alpha")
+    assert life.controller.held["alpha"].name != lease.name
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from executor_rig import PYTHON
 
+from snakemake_executor_plugin_runpod.ledger import Ledger
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,13 +42,22 @@ def test_status_has_a_row_a_job_and_the_dollars_of_all_its_pods(undisturbed):
 
 def test_status_says_why_the_ledger_cannot_be_read(project):
     folder = project.folder / ".snakemake/runpod"
-    (folder / "ledger.jsonl").mkdir(parents=True)
-    assert json.loads(ask(project, "status", "--json")[1])["pods"] is None
-    (folder / "ledger.jsonl").rmdir()
-    (folder / "ledger.jsonl").write_text('{"event": "created", "name": "unheard-of"}\n')
+    folder.mkdir(parents=True)
+    (folder / "ledger.jsonl").symlink_to("/proc/self/mem")  # it is there, and cannot be read
     code, said = ask(project, "status")
     assert code == 0, said
-    assert re.search(r"^ pods: \w+Error", said.splitlines()[-1])
+    assert re.search(r"^ pods: error: \[Errno", said.splitlines()[-1])
+    (folder / "ledger.jsonl").unlink()
+
+
+@pytest.mark.parametrize("entry", ['{"event": "created", "name": "unheard-of"}', "[1]", "\0", "{"])
+def test_a_damaged_entry_of_the_ledger_is_passed_over(tmp_path, entry):
+    (tmp_path / "ledger.jsonl").write_text(f"{entry}\n")
+    ledger = Ledger(tmp_path)
+    assert not ledger.leases
+    facts = {"key": "k", "title": "t", "fingerprint": "f", "gpu": "g", "gpus": 1, "rate": 0.5}
+    ledger.intend("a", outputs=[], **facts)
+    assert [lease.name for lease in Ledger(tmp_path).open_leases()] == ["a"]
 
 
 def test_doctor_knows_the_key_and_the_balance(project):

@@ -85,18 +85,26 @@ def end(pod: str) -> None:
 def save(state: dict[str, Any]) -> None:
     """Write the state where a login by SSH finds it."""
     part = STATE.with_suffix(".part")
-    with suppress(OSError):  # a full disk must not end the watch
+    with suppress(OSError):
         part.write_text(json.dumps(state))
         part.replace(STATE)
 
 
+def born() -> float:
+    """Return when the container first started: one that restarts gets no second life."""
+    file, now = HOME / "born", time.time()
+    with suppress(OSError, ValueError):
+        return float(file.read_text())
+    with suppress(OSError):
+        file.write_text(repr(now))
+    return now
+
+
 def watch(grace: float, lifetime: float) -> None:
     """Wait until the controller has been silent for `grace` seconds, or the pod is too old."""
-    born_file = HOME / "born"  # a container that restarts gets no second life
-    if not born_file.exists():
-        born_file.write_text(repr(time.time()))
-    born = float(born_file.read_text())
-    HEARTBEAT.touch()
+    began = born()
+    with suppress(OSError):  # a full disk must not end the watch
+        HEARTBEAT.touch()
     tick = min(5.0, grace / 20)
     state: dict[str, Any] = {
         "pid": os.getpid(),
@@ -105,8 +113,8 @@ def watch(grace: float, lifetime: float) -> None:
         "probe": probe(),
     }
     save(state)
-    beat, heard = HEARTBEAT.stat().st_mtime_ns, time.monotonic()
-    while time.monotonic() - heard < grace and time.time() - born < lifetime:
+    beat, heard = 0, time.monotonic()
+    while time.monotonic() - heard < grace and time.time() - began < lifetime:
         time.sleep(tick)
         if "authorised" not in state["probe"].values():
             state["probe"] = probe()
