@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,6 +77,32 @@ def test_settings_outside_of_the_repository_travel_at_their_relative_place(proje
     assert said.code == 0, said.text
     assert (project.folder / "counts/gamma/01.json").is_file()
     assert len(project.account.pods) == 2
+
+
+@pytest.mark.slow
+def test_a_table_outside_of_the_repository_is_missed_before_a_pod_is_rented(project, tmp_path):
+    (tmp_path / "models.tsv").write_text("alpha\n")
+    snakefile = project.folder / "Snakefile"
+    reads = f"table = open({str(tmp_path / 'models.tsv')!r}).read()\n\n"
+    snakefile.write_text(reads + snakefile.read_text())
+    project.rehearse()
+    said = project()
+    assert said.code == 1
+    assert f"{tmp_path / 'models.tsv'} would not be on the pod" in said.text
+    assert not project.account.pods
+
+
+@pytest.mark.slow
+def test_without_git_the_code_must_be_named(project, undisturbed):
+    shutil.rmtree(project.folder / ".git")
+    project.rehearse()
+    said = project()
+    assert said.code == 1
+    assert "src would not be on the pods" in said.text
+    assert "set --runpod-stage src" in said.text
+    assert "localrule text" not in said.text
+    said = project("--runpod-stage", "src")
+    project.ends_like(undisturbed, said, pods=1)
 
 
 @pytest.mark.slow
