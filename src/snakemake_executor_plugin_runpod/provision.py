@@ -82,16 +82,9 @@ class Provision:
                 except TransientError as error:  # of the API as a whole: no other kind does better
                     tried[kind] = error
                     break
-            forbidden = all(isinstance(error, ForbiddenError) for error in tried.values())
-            if forbidden or time.monotonic() + wait > end:
-                free = all(isinstance(error, CapacityError) for error in tried.values())
-                listed = "".join(f"\n    {gpu}: {reason}" for gpu, reason in tried.items())
-                raise JobError(
-                    f"no pod{'' if forbidden else f' in {self._settings.capacity_wait:g} minutes'}"
-                    f"{'; nothing was billed for it' if free else ''}. Tried:{listed}\nAllow more "
-                    "kinds (--runpod-gpu, --runpod-cloud), a higher --runpod-max-price, a longer "
-                    "--runpod-capacity-wait, or try later"
-                )
+            hopeless = all(isinstance(error, ForbiddenError) for error in tried.values())
+            if hopeless or time.monotonic() + wait > end:
+                raise JobError(_refusal(tried, hopeless, self._settings.capacity_wait or 0))
             self._say(task, f"none of {len(tried)} kinds is free: again in {wait:.0f} s")
             await asyncio.sleep(wait)
             wait = min(2 * wait, self._limits.backoff_most)
@@ -254,6 +247,20 @@ class Provision:
 
     def _say(self, task: Task, text: str) -> None:
         self._fleet.say(f"{task.title}: {text}")
+
+
+def _refusal(tried: dict[str, Exception], hopeless: bool, minutes: float) -> str:
+    """Say that there is no pod, what each kind said, and what may help."""
+    what = f"no pod in {minutes:g} minutes"
+    if all(isinstance(error, CapacityError) for error in tried.values()):
+        what = f"no pod in {minutes:g} minutes; nothing was billed"
+    if hopeless:
+        what = "this account may rent none of these kinds"
+    listed = "".join(f"\n    {kind}: {error}" for kind, error in tried.items())
+    return (
+        f"{what}. Tried:{listed}\nAllow more kinds (--runpod-gpu, --runpod-cloud), a higher "
+        "--runpod-max-price, a longer --runpod-capacity-wait, or try later"
+    )
 
 
 def start_command(grace_s: float, lifetime_s: float) -> str:

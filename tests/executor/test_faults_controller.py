@@ -71,7 +71,7 @@ def test_58_a_second_interrupt_ends_the_run_at_once(project, undisturbed):
     os.kill(run.pid, signal.SIGINT)
     said = project.finish(run)
     (pod,) = project.account.pods
-    assert f"pod {pod['id']} may be alive" in said.text
+    assert f"pod {pod['id']} of count alpha may be alive" in said.text
     assert "reap" in said.text
     project.ends_like(undisturbed, project())
 
