@@ -46,6 +46,7 @@ class Engine:
         self._tried: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self.halted: str | None = None
+        self._ticked = time.time()
         self._detached = False
 
     def submit(self, task: Task) -> "asyncio.Task[None]":
@@ -58,36 +59,46 @@ class Engine:
 
     async def guard(self) -> None:
         """Watch over budget and pods until it is cancelled."""
-        while True:
-            try:
-                self._budget.check()
-            except BudgetError as error:
-                await self.halt(str(error))
-                return
-            try:
-                await self._pods.watch()
-            except ApiError:
-                pass  # the next look may do better
-            except Exception as error:  # and after anything else too
-                self._context.say(f"the pods could not be looked at: {error}")
-            begun = time.time()
-            await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
-            self._wake_up(begun)
+        clock = asyncio.ensure_future(self._tick_on())
+        try:
+            while True:
+                self._tick()
+                try:
+                    self._budget.check()
+                except BudgetError as error:
+                    await self.halt(str(error))
+                    return
+                try:
+                    await self._pods.watch()
+                except ApiError:
+                    pass  # the next look may do better
+                except Exception as error:  # and after anything else too
+                    self._context.say(f"the pods could not be looked at: {error}")
+                await asyncio.sleep(min(self._context.poll_s, self._context.limits.list_every))
+        finally:
+            clock.cancel()
 
-    def _wake_up(self, begun: float) -> None:
+    async def _tick_on(self) -> None:
+        while True:
+            self._tick()
+            await asyncio.sleep(1)
+
+    def _tick(self) -> None:
         """Write down which pods must have ended themselves, if this machine has slept so long.
 
         They are not billed any more, so they may not count against the budget.
         """
+        before, self._ticked = self._ticked, time.time()
         settings, grace = self._context.settings, (self._context.settings.grace or 0) * 60
-        if time.time() - begun < grace or settings.allow_no_switch or settings.node:
+        if self._ticked - before < grace or settings.allow_no_switch or settings.node:
             return
         self._context.say(
-            f"this machine slept since {time.ctime(begun)}: its pods ended themselves"
+            f"this machine slept since {time.ctime(before)}: its pods ended themselves"
         )
         for lease in self._ledger.open_leases():
             if lease.created and lease.dies is None:
-                self._ledger.write("silent", lease.name, dies=begun + grace)
+                with suppress(OSError):  # a full disk must not end the watch
+                    self._ledger.write("silent", lease.name, dies=before + grace)
 
     async def halt(self, reason: str, *, detach: bool = False) -> None:
         """End all jobs and their pods.
