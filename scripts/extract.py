@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import plan, receipts
+from moe_outliers import files, plan, receipts
 from moe_outliers.extract import Task, extract
 from moe_outliers.job import run
 
@@ -38,7 +38,7 @@ def main(job: Any) -> None:
 def progress(line: str) -> None:
     """Show a line in the log and on the terminal."""
     logging.info(line)
-    print(line, file=sys.stderr, flush=True)
+    print(files.printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main(job: Any) -> None:
     if params.revision == "local":
         path = Path(job.input.tokenizer[0])
     else:
-        path = hub.fetch(params.repo, params.revision, "tokenizer.json")
+        path = hub.tokenizer(params.repo, params.revision)
     table = parquet.read(job.input.texts, texts.SCHEMA)
     windows = tokenize.windows(table, tokenize.load(path), tokens=params.tokens, bos=params.bos)
     parquet.write(windows, job.output.tokens)

@@ -25,7 +25,8 @@ class Fault:
     Attributes:
         kind: a status such as `503`, or `drop` (close halfway through the body), `stall` (send
             half, then nothing), `drip` (a byte at a time), `flip` (change one byte), `norange`
-            (ignore Range), `commit`, `etag`, `size` (say another one than the hub's list).
+            (ignore Range), `page` (a page of HTML, as a login in between gives), `commit`, `etag`,
+            `size` (say another one than the hub's list).
         pattern: a regular expression that the path must match.
         method: GET, HEAD or any.
         times: how often; it counts down.
@@ -48,7 +49,7 @@ class Hub:
         models: folder of each model repository, by name.
         datasets: folder of each data set, by name.
         faults: what is injected; a fault whose `fired` stays 0 did not happen.
-        requests: method and path of every request, in order.
+        requests: method and path of every request, in order; `moments`: when each came.
         tokens: the Authorization header of every request, in order.
         bytes_sent: bytes of file contents sent, by path.
         store: another hub, on another host, that large files are fetched from by redirection.
@@ -59,6 +60,7 @@ class Hub:
     datasets: dict[str, Path] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     bytes_sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     commit: str = COMMIT
@@ -127,12 +129,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
         self.hub.tokens.append(self.headers.get("Authorization"))
-        injected = self.hub.fault_for(self.command, path)
-        fault = injected.kind if injected else None
-        if injected and injected.kind.isdigit():
+        self.hub.moments.append(time.monotonic())
+        found = self.hub.fault_for(self.command, path)
+        fault = found.kind if found else None
+        if found and found.kind.isdigit():
             names = {"401": "GatedRepo", "404": "RepoNotFound"}
-            extra = {"X-Error-Code": names[fault]} if fault in names else {}
-            self._send(int(fault), b"{}", extra | injected.headers)
+            extra = {"X-Error-Code": names[found.kind]} if found.kind in names else {}
+            self._send(int(found.kind), b"{}", extra | found.headers)
+        elif fault == "page":
+            self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
         elif self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         elif path in ("/", "/api/whoami-v2"):

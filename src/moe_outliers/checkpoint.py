@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,6 +24,12 @@ HEADER_READ_BYTES = 1 << 20
 """What is read of each shard at first: longer than most headers."""
 
 HEADER_READERS = 16
+
+MAX_AXES = 16
+"""More axes than any tensor has: the product of millions of lengths would take for ever."""
+
+SHARD = re.compile(r"[\w.-]+\.safetensors")
+"""The name of a shard: no path, nothing that a terminal would obey."""
 
 QUANTISED = ("mxfp4", "fp8")
 """Ways to store weights that are dequantised on reading: quant_method in config.json."""
@@ -136,7 +143,7 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
             raise ValueError(f"{folder / INDEX}: no weight_map")
         found = sorted({str(name) for name in index["weight_map"].values()})
         for name in found:
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            if not SHARD.fullmatch(name):
                 raise ValueError(
                     f"{folder / INDEX}: {name!r} is not the name of a safetensors file"
                 )
@@ -173,12 +180,16 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
     for key, entry in raw.items():
         if key == "__metadata__":
             continue
+        if not key.isprintable():
+            raise ValueError(f"{name}: {key!r} is no name of a tensor")
         try:
             (start, stop), dtype, shape = (
                 entry["data_offsets"],
                 entry["dtype"],
                 tuple(entry["shape"]),
             )
+            if len(shape) > MAX_AXES:
+                raise ValueError(f"{len(shape)} axes")
             need = math.prod(shape) * _BITS[dtype] // 8
             sound = (
                 all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))

@@ -129,6 +129,11 @@ def parse_json(data: bytes, name: str) -> Any:
         raise ValueError(f"{name}: no valid JSON: {error}") from None
 
 
+def printable(text: str) -> str:
+    """Replace control characters but line ends, so that no name can move a terminal's cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def sha256(path: str | Path) -> str:
     """Hash a file."""
     with Path(path).open("rb") as file:

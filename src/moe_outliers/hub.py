@@ -1,12 +1,16 @@
 """Files of the Hugging Face hub, at a pinned commit, with errors that say what to do."""
 
 import hashlib
+import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 import tenacity
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,13 +20,19 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-CHECKPOINT = ["*.safetensors", "*.json", "tokenizer*"]
+CHECKPOINT = ["*.safetensors", "*.json"]
 """What is fetched of a checkpoint: no pickled weights, no code."""
 
 FOLDERS = ["*/*"]
 """What is left: folders hold the same weights again in other layouts, as GPT-OSS's `original`."""
 
+LARGEST_JSON_BYTES = 200_000_000
+"""No config.json, index or tokenizer.json is as large."""
+
 ATTEMPTS = 6
+
+LONGEST_WAIT_S = 600.0
+"""The hub counts requests over five minutes."""
 
 
 def _passing(error: BaseException) -> bool:
@@ -35,9 +45,27 @@ def _passing(error: BaseException) -> bool:
     )
 
 
+def asked_to_wait(headers: Mapping[str, str] | Message) -> float:
+    """Return how many seconds an answer asks to wait, by Retry-After or the hub's RateLimit."""
+    if (seconds := headers.get("Retry-After") or "").isdecimal():
+        return min(float(seconds), LONGEST_WAIT_S)
+    spent = re.search(r"\br=0;t=(\d+)", headers.get("RateLimit") or "")
+    return min(float(spent[1]) + 1, LONGEST_WAIT_S) if spent else 0.0
+
+
+_backoff = tenacity.wait_exponential_jitter(multiplier=0.5, max=30)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Wait longer each time, and as long as the hub asks."""
+    error = state.outcome.exception() if state.outcome else None
+    answer = getattr(error, "response", None)
+    return max(_backoff(state), asked_to_wait(getattr(answer, "headers", {})))
+
+
 _retry = tenacity.retry(
     retry=tenacity.retry_if_exception(_passing),
-    wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=30),
+    wait=_pause,
     stop=tenacity.stop_after_attempt(ATTEMPTS),
     reraise=True,
 )
@@ -54,7 +82,7 @@ def fetch(repo: str, revision: str, name: str) -> Path:
 
 
 def snapshot(repo: str, revision: str) -> Path:
-    """Download a checkpoint, or find it in the cache: safetensors, JSON and tokenizer files only.
+    """Download a checkpoint, or find it in the cache: safetensors and JSON files only.
 
     Raises:
         ValueError: if the hub refuses; the message names the repository and the fix.
@@ -106,8 +134,10 @@ def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:
     """Fetch a small file, and make sure that its content is the one that the hub lists.
 
     Raises:
-        ValueError: if it comes damaged twice, or the hub refuses.
+        ValueError: if it comes damaged twice, is too large to be what it says, or the hub refuses.
     """
+    if listed.size > LARGEST_JSON_BYTES:
+        raise ValueError(f"{repo} at {revision}: {name} has {listed.size} bytes: not fetched")
     for _ in range(2):
         path = fetch(repo, revision, name)
         data = path.read_bytes()
@@ -117,6 +147,21 @@ def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
     raise ValueError(f"{repo} at {revision}: {name} came damaged: its digest is not the hub's")
+
+
+def tokenizer(repo: str, revision: str) -> Path:
+    """Fetch the tokenizer.json of a repository, intact; offline, find it in the cache.
+
+    Raises:
+        ValueError: if there is none, or as `listing` and `fetch_intact` do.
+    """
+    name = "tokenizer.json"
+    if constants.HF_HUB_OFFLINE:
+        return fetch(repo, revision, name)
+    files = listing(repo, revision)
+    if name not in files:
+        raise ValueError(f"{repo} at {revision} has no {name}: no ids can be made for it")
+    return fetch_intact(repo, revision, name, files[name])
 
 
 def _sha256(data: bytes) -> str:
@@ -153,3 +198,8 @@ class _explained:  # noqa: N801 - reads as a verb where it is used
             raise ValueError(f"{self.repo} at {self.revision}: {error}") from error
         if isinstance(error, HfHubHTTPError | OSError):
             raise ValueError(f"could not fetch {self.repo} from {where}: {error}") from error
+        if isinstance(error, json.JSONDecodeError | UnicodeError | KeyError | TypeError):
+            raise ValueError(
+                f"{where} did not answer as the hub does when asked for {self.repo} ({error}): is "
+                "there a proxy or a login page between, is HF_ENDPOINT right?"
+            ) from error

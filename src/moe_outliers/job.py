@@ -46,13 +46,9 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
         SystemExit: with status 1, if main raised an exception.
     """
     end_with_controller()
-    logging.basicConfig(
-        filename=job.log[0],
-        filemode="w",
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        force=True,
-    )
+    handler = logging.FileHandler(job.log[0], mode="w", encoding="utf-8")
+    handler.setFormatter(_Printable("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     try:
         main(job)
         reach(Failpoint.BEFORE_DIGEST)
@@ -70,7 +66,14 @@ def _said(error: Exception) -> str:
     said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if os.strerror(errno.ENOSPC) in said:
         said += "\na disk is full: free some and run the same command again; nothing is lost"
-    return said
+    return files.printable(said)
+
+
+class _Printable(logging.Formatter):
+    """Writes a log that is safe to show: names in it may come from anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return files.printable(super().format(record))
 
 
 def announce() -> None:

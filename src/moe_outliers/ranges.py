@@ -18,7 +18,7 @@ from email.message import Message
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from moe_outliers.hub import File
+from moe_outliers.hub import File, asked_to_wait
 from moe_outliers.source import Stopped
 
 ATTEMPTS = 6
@@ -31,9 +31,6 @@ SLOWEST = 100_000
 """Bytes a second below which an attempt counts as stalled, beside the time without any byte."""
 
 LONGEST_PAUSE_S = 30.0
-
-LONGEST_ASKED_S = 330.0
-"""The longest pause that a server may ask for: the hub counts requests in windows of 300 s."""
 
 RANGE_BOUND_S = 60.0
 """An address of the store that is refused before this age was signed for one range alone."""
@@ -176,10 +173,10 @@ class Ranges:
                     f"the hub listed {wanted}"
                 )
 
-    def _pause(self, failures: int, asked_s: int) -> None:
-        """Wait before another attempt: longer each time, or as long as the server asks."""
+    def _pause(self, failures: int, asked_s: float) -> None:
+        """Wait before another attempt: longer each time, and as long as the server asks."""
         pause = self.pause_s * 2 ** max(failures - 1, 0) * random.uniform(0.5, 1.5)
-        if self._stopped.wait(max(min(pause, LONGEST_PAUSE_S), min(asked_s, LONGEST_ASKED_S))):
+        if self._stopped.wait(max(min(pause, LONGEST_PAUSE_S), asked_s)):
             raise Stopped
 
 
@@ -194,9 +191,7 @@ class _RefusedError(OSError):
     def __init__(self, response: http.client.HTTPResponse, by_store: bool) -> None:
         super().__init__(f"status {response.status}")
         self.by_store = by_store
-        limit = re.search(r"\bt=(\d+)", response.headers["RateLimit"] or "")
-        asked = response.headers["Retry-After"] or (limit[1] if limit else "")
-        self.asked_s = int(asked) if asked.isdecimal() else 0
+        self.asked_s = asked_to_wait(response.headers)
 
 
 class _Attempt:

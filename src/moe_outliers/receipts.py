@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moe_outliers import files, versions
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Line = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f]*$")]
+Line = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
 
 class Pod(BaseModel):
@@ -48,7 +48,7 @@ class Receipt(BaseModel):
     ids_sha256: list[Sha256] = Field(description="digest of the token ids of each sequence")
     settings: Sha256 = Field(description="digest of every setting that changes numbers")
     engine: int = Field(description="version of the extraction")
-    versions: dict[str, Line] = Field(description="versions of torch, transformers and CUDA")
+    versions: dict[Line, Line] = Field(description="versions of torch, transformers and CUDA")
     device: Line = Field(description="name of the GPU, or cpu")
     dtype: Line = Field(description="precision that was computed with")
     attempt: Line = Field(description="names the process that wrote it")
@@ -125,7 +125,7 @@ def read(path: str | Path) -> Receipt:
         receipt = Receipt.model_validate(value)
     except ValidationError as error:
         fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
+        place = files.printable(".".join(str(part) for part in fault["loc"]))[:100]
         raise ValueError(f"{path}: no valid receipt: {place}: {fault['msg']}") from None
     if receipt.digest != _digest(value) or files.json_bytes(value) != Path(path).read_bytes():
         raise ValueError(f"{path}: no valid receipt: it was changed after it was written")

@@ -105,13 +105,25 @@ def _missing_shard(folder):
     _first(folder).unlink()
 
 
-def _traversal(folder):
-    index = json.loads((folder / checkpoint.INDEX).read_text())
-    name = next(iter(index["weight_map"]))
-    index["weight_map"][name] = "../../secrets.safetensors"
-    (folder / checkpoint.INDEX).write_text(json.dumps(index))
+def _shard_named(shard):
+    def change(folder):
+        index = json.loads((folder / checkpoint.INDEX).read_text())
+        index["weight_map"][next(iter(index["weight_map"]))] = shard
+        (folder / checkpoint.INDEX).write_text(json.dumps(index))
+
+    return change
 
 
+def _many_axes(header):
+    name = next(n for n in header if n != "__metadata__")
+    header[name]["shape"] = [999_999_999] * 100_000
+
+
+def _hostile_tensor(header):
+    header["\x1b]0;owned\x07\nFAKE"] = header.pop(next(n for n in header if n != "__metadata__"))
+
+
+NO_SHARD = "is not the name of a safetensors file"
 REFUSALS = {
     "truncated shard": (_truncate, "truncated"),
     "trailing bytes": (_append, "10 bytes behind the last tensor"),
@@ -121,7 +133,12 @@ REFUSALS = {
     "overlapping tensors": (_header(_overlap), "overlaps"),
     "tensor outside the file": (_header(_outside), "truncated or its header wrong"),
     "missing shard": (_missing_shard, "the shard .* is missing"),
-    "shard outside the folder": (_traversal, "is not the name of a safetensors file"),
+    "shard outside the folder": (_shard_named("../../secrets.safetensors"), NO_SHARD),
+    "shard elsewhere": (_shard_named("/etc/secrets.safetensors"), NO_SHARD),
+    "shard that moves the cursor": (_shard_named("\x1b[2J.safetensors"), NO_SHARD),
+    "shard of two lines": (_shard_named("a\nb.safetensors"), NO_SHARD),
+    "tensor of many axes": (_header(_many_axes), "malformed: 100000 axes"),
+    "tensor that moves the cursor": (_header(_hostile_tensor), "is no name of a tensor"),
     "pickled weights only": (_pickled_only, "pickled weights are never opened"),
     "too many layers": (lambda f: _config(f, num_hidden_layers=10**9), "must be a whole number"),
     "negative width": (lambda f: _config(f, hidden_size=-1), "hidden_size is -1"),
@@ -144,6 +161,8 @@ def test_a_broken_checkpoint_is_refused_by_name(broken, kind):
     with pytest.raises(ValueError, match=message) as refusal:
         resident.load(broken, device="cpu", dtype="bfloat16")
     assert "broken" in str(refusal.value) or "model-0000" in str(refusal.value)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 2000
 
 
 @pytest.mark.fault(78)

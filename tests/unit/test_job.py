@@ -34,3 +34,25 @@ def test_a_full_disk_is_said_in_one_message_with_the_fix(tmp_path):
     assert "a disk is full: free some and run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in (tmp_path / "a.log").read_text()
+
+
+HOSTILE = r"""
+import logging, types
+from moe_outliers import job
+
+def main(_):
+    logging.info("a tensor \x1b[2J")
+    raise ValueError("a name \x1b]0;owned\x07 \x9b2J\rof a repository")
+
+job.run(main, types.SimpleNamespace(log=["a.log"], output=[]))
+"""
+
+
+def test_a_hostile_name_reaches_no_terminal(tmp_path):
+    """Nor by the log, which Snakemake shows when a job has failed."""
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE], cwd=tmp_path, capture_output=True, check=False
+    )
+    for text in (done.stderr.decode(), (tmp_path / "a.log").read_text()):
+        assert "of a repository" in text
+        assert all(c.isprintable() or c == "\n" for c in text)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hub import COMMIT, Fault, Hub
 
+from moe_outliers import hub, ranges
 from moe_outliers.hub import File
 from moe_outliers.ranges import ATTEMPTS, Ranges
 from moe_outliers.source import Stopped
@@ -58,6 +59,24 @@ def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, ser
         assert served.bytes_sent[NAME] < 2 * len(CONTENT) + 1000
 
 
+@pytest.mark.fault(68)
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"Retry-After": "1"}, 1), ({"RateLimit": '"resolvers";r=0;t=1'}, 2)],
+    ids=["Retry-After", "RateLimit"],
+)
+def test_it_waits_for_as_long_as_it_is_asked_to(headers, seconds, served, monkeypatch):
+    """Also for longer than it would by itself: the hub counts requests over five minutes."""
+    monkeypatch.setattr(ranges, "LONGEST_PAUSE_S", 0.1)
+    served.faults.append(Fault("429", NAME, headers=headers))
+    assert read(reader(served)) == CONTENT
+    assert served.faults[0].fired == 1
+    first, second = served.moments
+    assert seconds <= second - first < seconds + 2
+    assert hub.asked_to_wait({"Retry-After": "290"}) == 290
+    assert hub.asked_to_wait({"Retry-After": "9" * 400}) == hub.LONGEST_WAIT_S
+
+
 @pytest.mark.fault(70)
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -93,12 +112,19 @@ def test_what_only_a_person_can_mend_is_not_tried_again(fault, message, served):
 
 @pytest.mark.fault(72)
 @pytest.mark.parametrize(
-    ("fault", "what"), [("commit", "commit"), ("etag", "sha256"), ("size", "size")]
+    ("fault", "message"),
+    [
+        ("commit", "changed on the way: its commit is"),
+        ("etag", "changed on the way: its sha256 is"),
+        ("size", "changed on the way: its size is"),
+        ("page", r"from 127\.0\.0\.1:\d+: .* ignored the range"),
+    ],
 )
-def test_a_file_that_changes_under_us_is_noticed(fault, what, served):
+def test_what_is_not_the_file_that_the_hub_listed_is_noticed(fault, message, served):
     served.faults.append(Fault(fault, NAME, times=99))
-    with pytest.raises(ValueError, match=f"changed on the way: its {what} is"):
+    with pytest.raises(ValueError, match=message):
         read(reader(served))
+    assert served.faults[0].fired
 
 
 def test_a_file_that_shrinks_under_us_is_noticed(served, tmp_path):

@@ -1,6 +1,13 @@
 """Ids are taken once from the text, with the place in the text where each ends."""
 
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
+from hub import COMMIT, Fault, Hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from moe_outliers import texts, tokenize
@@ -72,3 +79,50 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer"):
         tokenize.load(path)
+
+
+def _fetch(server, cache):
+    """Fetch the tokenizer of a repository in a process of its own; return what it said."""
+    program = (
+        "from moe_outliers import hub\n"
+        f"try: print(hub.tokenizer('org/model', {COMMIT!r}).read_text())\n"
+        "except ValueError as error: print('refused:', error)"
+    )
+    environment = os.environ | server.environment(cache)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.fault(68, 72, 80)
+@pytest.mark.parametrize(
+    ("faults", "told"),
+    [
+        ([Fault("flip", "tokenizer", times=1)], '{"a": 1}'),
+        ([Fault("flip", "tokenizer", times=9)], "refused: .* tokenizer.json came damaged"),
+        ([Fault("429", "/api/", headers={"Retry-After": "2"})], '{"a": 1}'),
+        ([Fault("page", "/api/")], r"refused: http://127.* did not answer as the hub does"),
+    ],
+    ids=["damaged once", "damaged for ever", "too many requests", "a login page"],
+)
+def test_a_tokenizer_is_the_one_that_the_hub_lists_or_none(faults, told, tmp_path):
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "repo/tokenizer.json").write_text('{"a": 1}')
+    with Hub(
+        models={"org/model": tmp_path / "repo"}, faults=[replace(f) for f in faults]
+    ) as server:
+        assert re.match(told, _fetch(server, tmp_path / "cache"))
+        assert all(fault.fired for fault in server.faults)
+        if faults[0].kind == "429":
+            assert server.moments[1] - server.moments[0] >= 2
+
+
+def test_a_repository_without_a_tokenizer_or_with_a_giant_one_is_refused(tmp_path):
+    (tmp_path / "repo").mkdir()
+    with Hub(models={"org/model": tmp_path / "repo"}) as server:
+        assert "has no tokenizer.json" in _fetch(server, tmp_path / "cache")
+        with (tmp_path / "repo/tokenizer.json").open("wb") as file:
+            file.truncate(200_000_001)
+        assert "200000001 bytes: not fetched" in _fetch(server, tmp_path / "cache")
+        assert not server.bytes_sent
