@@ -97,6 +97,8 @@ FileBackupMixin.backup_output = FileBackupMixin.restore_output = lambda store, p
 
 announce()
 if workflow.is_main_process:
+    if place := owner.unwritable(state, Path("results")):
+        raise WorkflowError(f"{place} cannot be written to: mend that, and run again")
     claimed, who = owner.claim(state / "owner", say)
     if claimed is None:
         say(f"another run is under way here: {who}; nothing is checked or marked beside it")

@@ -49,6 +49,19 @@ def claim(path: Path, say: Callable[[str], None]) -> tuple[TextIO | None, str]:
     return file, who
 
 
+def unwritable(*folders: Path) -> Path | None:
+    """Name a folder in which nothing can be written: one of these, or below them; None if none is.
+
+    Of a folder that is not there yet the nearest one above it is looked at.
+    """
+    for top in folders:
+        there = next(p for p in (top, *top.absolute().parents) if p.exists())
+        for folder in [there, *(p for p in top.rglob("*") if p.is_dir())]:
+            if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+                return folder
+    return None
+
+
 def sign(file: TextIO) -> None:
     """Write into a claimed file who holds it: process, host, since when."""
     since = datetime.now().astimezone().isoformat(timespec="seconds")

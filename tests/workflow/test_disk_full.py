@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,27 @@ def test_a_full_disk_leaves_no_receipt(undisturbed, small_disk):
 
 
 @pytest.mark.fault(62)
-def test_results_that_cannot_be_written_are_said_so_before_anything_runs(undisturbed, tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    (tmp_path / "run").mkdir(mode=0o500)
-    said = Slice(tmp_path / "run", undisturbed.overlay)(*VERDICTS)
-    assert said.code != 0
-    assert "Permission denied" in said.text
+@pytest.mark.parametrize("place", ["", "results/extract"])
+def test_results_that_cannot_be_written_are_said_so_before_anything_runs(
+    undisturbed, small_disk, place
+):
+    """A disk that may only be read stops root too."""
+    (small_disk / "made").mkdir()
+    folder = small_disk / "made" if place else small_disk / "run"
+    run = Slice(small_disk.parent / "run" if place else folder, undisturbed.overlay)
+    run.folder.mkdir()
+    if place:
+        (run.folder / "results").mkdir()
+        (run.folder / place).symlink_to(folder)
+    remount(small_disk, "ro")
+    said = run(*VERDICTS)
+    remount(small_disk, "rw")
+    assert said.code == 1
+    assert "cannot be written to: mend that, and run again" in said.text
+    assert "Traceback" not in said.text
+    assert "rule texts" not in said.text
+    assert run("-n", *VERDICTS).code == 0
+
+
+def remount(place, mode):
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)

@@ -147,8 +147,9 @@ def test_what_is_only_touched_is_not_built_again(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     for path in run.pair(OLMOE, 0):
         path.touch()
-    for path in run.pair(MIXTRAL, 0):
-        os.utime(path, (1_900_000_000, 1_900_000_000))
+    for batch, then in ((0, 1_900_000_000), (1, 1_000_000_000)):  # forwards, and back
+        for path in run.pair(MIXTRAL, batch):
+            os.utime(path, (then, then))
     (run.folder / f"results/tokens/{OLMOE}.parquet").touch()
     assert run("-n", *VERDICTS).nothing_to_do
     assert run("--config", "receipts=full", "-n", *VERDICTS).nothing_to_do
