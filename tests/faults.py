@@ -62,7 +62,7 @@ FAULTS: dict[int, Fault] = {
         13: ("a pod never gets a port for SSH", "ended after twenty minutes; another one"),
         14: ("a pod's port changes", "found again by the API; the job goes on"),
         15: ("a pod ends right after its start", "another one, three times at most"),
-        16: ("wrong or fewer GPUs, too little memory or disk, an old driver", "seen before anything is sent; ended; its host is avoided"),
+        16: ("wrong or fewer GPUs, too little memory or disk, an old driver", "seen before anything is sent; ended; its host is avoided, where the API names it"),
         17: ("a pod costs more than was quoted", "over the limit it is ended at once"),
         18: ("a pod is deleted by hand", "seen within two minutes; another one"),
         19: ("a pod will not end", "asked again until it is proven; else it is named with the way to end it", "end it as said"),
@@ -151,7 +151,7 @@ FAULTS: dict[int, Fault] = {
     **_group("H", {
         96: ("the budget is reached", "a warning at 80 %; then all pods end; what is finished is here", "raise it, run again"),
         97: ("the estimate is over the budget", "refused before any job"),
-        98: ("secrets", "in no argument list, log, ledger, receipt, report, nor in variables of a pod"),
+        98: ("secrets", "in no argument list, log, ledger, receipt, report, export or core dump; in no variable of a pod, the key in none of a job"),
         99: ("a private file among the tables", "not exported: only known tables are"),
         100: ("a typo in a model, a key, an option", "refused in a second, with the nearest name", "mend it"),
         101: ("no GPU and no profile", "stops before any download, names the ways out", "choose one"),

@@ -1,7 +1,7 @@
 """One run of Snakemake, from what is checked before the first job to what it cost."""
 
 import asyncio
-import resource
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -43,7 +43,6 @@ class Session:
         Raises:
             ValueError: if a setting is wrong, or another process is the controller.
         """
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # this process knows the API key
         self._workflow, self._say = workflow, say
         self.settings: ExecutorSettings = workflow.executor_settings or ExecutorSettings()
         self.settings.check()
@@ -149,13 +148,18 @@ class Session:
                 )
             if absolute := [n for n in reading.outputs(job) if Path(n).is_absolute()]:
                 raise ValueError(f"the output {absolute[0]} has an absolute path; make it relative")
+            for name in reading.outputs(job):
+                folder = next(p for p in Path(name).absolute().parents if p.exists())
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise ValueError(f"{folder} cannot be written to: {name} could not come home")
         if waiting:
             plan = reading.plan_of(self._workflow, self.settings, [])
             reading.requirements(plan.repository, self.settings)
 
     def _rent_from_runpod(self, waiting: list[Any]) -> None:
         """Prepare to rent; in a thread, since it takes seconds and asks the network."""
-        self._api = api = open_api(self.settings.api or "auto")
+        self._api = api = self._api or open_api(self.settings.api or "auto")
+        os.environ.pop("RUNPOD_API_KEY", None)  # no job of this machine needs it
         offers = []
         if waiting:
             needed = [needs(dict(job.resources.items())) for job in waiting]

@@ -8,11 +8,12 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
+from snakemake_executor_plugin_runpod.failures import JobError
 from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.link import Link, LostError, RemoteError
 
@@ -142,17 +143,13 @@ def read_manifest(answer: dict[str, Any], expected: Iterable[str]) -> list[Produ
     Raises:
         RemoteError: naming what is not to be trusted.
     """
-    allowed, found = set(expected), []
-    for entry in answer.get("files", []):
+    allowed, found, listed = set(expected), [], answer.get("files")
+    if not isinstance(listed, list):
+        raise RemoteError("untrusted output: no list of files")
+    for entry in listed:
         try:
-            product = Product(
-                str(entry["product"]),
-                str(entry["below"]),
-                int(entry["size"]),
-                str(entry["sha256"]),
-                int(entry["mtime_ns"]),
-            )
-        except (KeyError, TypeError, ValueError):
+            product = Product(**{f.name: cast(Any, f.type)(entry[f.name]) for f in fields(Product)})
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise RemoteError("untrusted output: a malformed entry") from None
         parts = Path(product.below).parts
         sound = (
@@ -191,8 +188,14 @@ class Fetch:
         Raises:
             LostError: if the connection does not hold long enough.
             RemoteError: if a file's digest is wrong again and again.
+            JobError: if the disk here has no room for them.
         """
         wanted = await asyncio.to_thread(self._differing, products)
+        need, free = sum(p.size for p in wanted), shutil.disk_usage(Path.cwd()).free
+        if need > free:
+            raise JobError(
+                f"its products have {need} bytes, {free} are free here: free some and run again"
+            )
         ready: dict[Product, Path] = {}
         try:
             for number in range(ATTEMPTS):

@@ -60,7 +60,7 @@ class Account:
         return found
 
     def __getattr__(self, name: str) -> Any:
-        """Return what happened: alive, pods, bill, faults, calls, peak."""
+        """Return what happened: alive, pods, bill, faults, calls, moments, peak."""
         if name.startswith("_"):
             raise AttributeError(name)
         return self.change()[name]

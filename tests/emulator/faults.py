@@ -1,7 +1,8 @@
 """What goes wrong: each fault says where, how and how often, and counts how often it did."""
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -17,7 +18,8 @@ class Fault:
     - `lost`: it does what was asked and closes the connection
     - `cut`: it closes the connection and does nothing
     - `error`: it refuses with the message `value`
-    - `null`: it answers without data
+    - `null`: it answers without data; `half`: with half of the answer
+    - `body`: it answers with the text `value`, and does nothing
     - `ignored`: it answers as if it had done what was asked
     - `slow`: it takes `value` seconds longer
 
@@ -25,6 +27,7 @@ class Fault:
 
     - `never-ready`: it gets no runtime; `no-port`: no public port
     - `late-sshd`: sshd answers `value` seconds late
+    - `machine`: it is on the host `value`
     - `price`: it costs `value` an hour; `gpu`: its driver shows `value`, a list of name and MiB
     - `cuda`: its driver supports CUDA `value`; `disk`: it has `value` GB free; `slow-network`
     - `no-power`: its own key may end nothing; `stranger`: it says that it is another pod;
@@ -40,7 +43,7 @@ class Fault:
     Attributes:
         own: it happens to calls with a pod's own key instead of the user's.
         times: how often it happens, at most; `skip`: how many chances it lets pass before.
-        fired: how often it happened.
+        fired: how often it happened; `moments`: when, of a call.
     """
 
     on: str
@@ -55,6 +58,7 @@ class Fault:
     bytes: int = 0
     own: bool = False
     fired: int = 0
+    moments: list[float] = field(default_factory=list)
 
     def strikes(self, on: str, own: bool = False) -> bool:
         """Tell whether it happens now, and count it."""
@@ -64,6 +68,7 @@ class Fault:
             self.skip -= 1
             return False
         self.fired += 1
+        self.moments.append(time.time())
         return True
 
     def matches(self, command: str) -> bool:

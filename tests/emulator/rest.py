@@ -133,6 +133,7 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
         "template": None,
         "cost": pod.rate,
         "locked": False,
+        "aFieldOfTomorrow": [{"of": "any form"}, None],
         "globalNetworking": {"enabled": False},
         "runtime": {
             "uptime": int(store.clock() - (pod.born or 0)),

@@ -68,6 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._json(400, {"errors": [{"message": str(error)}], "data": None})
         with self.server.store.lock:
             account.calls[call] += own is None
+            account.moments += [time.time()] if own is None else []
             fault = account.strike(call, own is not None)
         if graph and account.retired:
             return self._json(410, {"message": "This API has been retired."})
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         kind = fault.kind if fault else ""
         if fault and kind == "slow":
             time.sleep(fault.value)
-        if fault and kind in ("status", "html"):
+        if fault and kind in ("status", "html", "body"):
             return self._fail(fault, graph)
         if kind == "cut":
             return self._cut()
@@ -117,10 +118,15 @@ class Handler(BaseHTTPRequestHandler):
             return self._fail(fault, graph)
         if kind == "null":
             answer = {"data": None} if graph else None
+        if kind == "half":
+            text = json.dumps(answer)
+            return self._send(status, text[: len(text) // 2].encode())
         return self._send(204, b"") if status == 204 else self._json(status, answer)
 
     def _fail(self, fault: Fault, graph: bool) -> None:
         wait = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        if fault.kind == "body":
+            return self._send(200, str(fault.value).encode("utf-8", "surrogateescape"))
         if fault.kind == "html":
             page = b"<html><title>Bad gateway</title></html>"
             return self._send(int(fault.value), page, "text/html", wait)
@@ -179,6 +185,7 @@ class Handler(BaseHTTPRequestHandler):
                 "bill": store.bill(account),
                 "faults": [asdict(fault) for fault in account.faults],
                 "calls": dict(account.calls),
+                "moments": account.moments,
                 "peak": account.peak,
             }
         self._json(200, answer)

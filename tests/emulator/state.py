@@ -72,7 +72,7 @@ class Account:
     Attributes:
         lag: seconds for which a new pod is missing from listings.
         stale: seconds for which listings still show a pod that has ended.
-        calls: how often each call was made.
+        calls: how often each call was made; `moments`: when all were.
         peak: most pods alive at one time.
     """
 
@@ -84,6 +84,7 @@ class Account:
     pods: dict[str, Pod] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    moments: list[float] = field(default_factory=list)
     peak: int = 0
     retired: bool = False
     valid: bool = True
@@ -160,6 +161,8 @@ class Store:
             )
             if fault := pod.has("price"):
                 pod.rate = fault.value
+            if fault := pod.has("machine"):
+                pod.machine = fault.value
             account.pods[pod.id] = pod
             account.peak = max(account.peak, len(account.alive()))
         if not pod.has("never-ready"):

@@ -67,6 +67,7 @@ def test_random_components_die_by_chance_and_the_end_is_the_same(
     """Every tick the controller is killed, a pod dies or the API fails, each by a chance of P."""
     (chance, seed), words = dice(), project.overlay(texts=TEXTS, count={"seconds": 0.3})
     words = (*words, "--runpod-restarts", "9")
+    struck = 0
     calm = Project(tmp_path / "calm", emulator)
     assert calm(*calm.overlay(texts=TEXTS)).code == 0
     for _ in range(MOST_RUNS):
@@ -75,9 +76,11 @@ def test_random_components_die_by_chance_and_the_end_is_the_same(
             time.sleep(TICK_S)
             if chance.random() < P:
                 kill(run)
+                struck += 1
                 break
             if chance.random() < P and (alive := project.account.alive):
                 project.account.change(terminate=[chance.choice(alive)["id"]])
+                struck += 1
             if chance.random() < P:
                 call = chance.choice(["create", "list", "get", "terminate"])
                 kind = chance.choice(["lost", "html", "status", "slow"])
@@ -87,4 +90,6 @@ def test_random_components_die_by_chance_and_the_end_is_the_same(
             run.communicate()
             if run.returncode == 0:
                 break
+    struck += sum(fault["fired"] for fault in project.account.faults)
+    assert struck, f"chance has struck nothing: seed {seed}"
     finish(project, calm.digests(), words, seed)

@@ -30,11 +30,12 @@ def test_48_to_57_the_controller_is_killed(project, undisturbed, point):
 @pytest.mark.fault(65)
 @slow
 @pytest.mark.parametrize("point", [Failpoint.AFTER_CREATE, Failpoint.AFTER_RENAME])
-def test_65_an_error_in_the_plugin_leaves_no_pod(project, point):
+def test_65_an_error_in_the_plugin_leaves_no_pod(project, undisturbed, point):
     said = project(**{VARIABLE: f"{point}!"})
     assert said.code == 1
     assert f"failpoint {point}" in said.text
     assert not project.account.alive
+    project.ends_like(undisturbed, project())
 
 
 def _running(project, *more, **environment):

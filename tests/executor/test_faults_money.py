@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 from executor_rig import CANARY, wait_until
+from hub import COMMIT, Hub
+from hub import Fault as HubFault
 
 slow = pytest.mark.slow
 
@@ -39,6 +41,11 @@ def test_97_an_estimate_over_the_budget_is_refused_before_any_job_runs(project):
 @slow
 def test_98_secrets_stay_in_their_files(project, undisturbed):
     """Neither argument lists, nor variables, logs or the ledger hold them."""
+    snakefile = project.folder / "Snakefile"
+    declared, dump = 'envvars: "DECLARED"\n\n\n', "env > inherited.txt; for i in"
+    code = snakefile.read_text().replace("localrules:", f"{declared}localrules:", 1)
+    snakefile.write_text(code.replace("for i in", dump, 1))
+    project.variables["DECLARED"] = secret = "declared-canary-0123456789"
     run = project.start(*project.slow(1))
     wait_until(lambda: "phase-load" in str(list(_pods(project))))
     key = project.account.key
@@ -48,6 +55,7 @@ def test_98_secrets_stay_in_their_files(project, undisturbed):
         except psutil.Error:
             continue
         assert CANARY not in words
+        assert secret not in words
         assert key not in words
         if process.pid == run.pid:
             assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -56,12 +64,36 @@ def test_98_secrets_stay_in_their_files(project, undisturbed):
             assert key not in known.values()
     said = project.finish(run)
     project.ends_like(undisturbed, said, pods=1)
+    assert secret not in said.text
+    inherited = project.folder / "inherited.txt"
+    assert "RUNPOD_API_BASE_URL=" in inherited.read_text()
+    assert "RUNPOD_API_KEY=" not in inherited.read_text()  # no job of this machine needs it
+    inherited.unlink()
     (pod,) = project.account.pods
     assert set(pod["env"]) == {"PUBLIC_KEY", "SNAKEMAKE_RUNPOD_POD"}
     import hashlib
 
     assert hashlib.sha256(CANARY.encode()).hexdigest() in project.log()
-    assert not project.spilt()
+    assert not project.spilt(secret)
+
+
+@pytest.mark.fault(73)
+@slow
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [("401", "is gated or private: accept its licence"), ("404", "has no org/model at c")],
+)
+def test_73_what_the_hub_would_refuse_is_said_before_a_pod_is_rented(project, status, message):
+    fault = HubFault(status, "/org/model/resolve/", method="HEAD", times=9)
+    with Hub(models={"org/model": project.folder}, faults=[fault]) as hub:
+        words = project.overlay(hub=f"org/model@{COMMIT}")
+        said = project(*words, HF_ENDPOINT=hub.url)
+    assert fault.fired == 1
+    assert hub.tokens == [f"Bearer {CANARY}"]
+    assert said.code == 1
+    assert message in said.text
+    assert "localrule text" not in said.text
+    assert not project.account.pods
 
 
 def _pods(project):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,7 @@ def open_api(transport: str = "auto") -> PodApi:
     key = find_key()
     if not key:
         raise UnauthorisedError(f"there is no API key for RunPod: {KEY_FIX}")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # this process knows the key
     if transport == "auto":
         return Switching(key)
     return _open(transport, key)

@@ -46,7 +46,7 @@ class RestApi:
     def offers(self) -> list[Offer]:
         """Return every kind of GPU with its prices now."""
         raw = self._ask("GET", "/catalog/gpus?include=AVAILABILITY&product=POD")
-        return [views.offer(each) for each in (raw or {}).get("gpus", [])]
+        return views.read(lambda raw: [views.offer(each) for each in raw["gpus"]], raw)
 
     def create(self, spec: Spec) -> str:
         """Create a pod and return its id."""
@@ -71,12 +71,12 @@ class RestApi:
     def pods(self) -> list[PodView]:
         """Return every pod of the account."""
         raw = self._ask("GET", "/pods")
-        return views.pods(raw.get("pods") if isinstance(raw, dict) else None)
+        return views.read(lambda raw: views.pods(raw["pods"]), raw)
 
     def pod(self, id: str) -> PodView | None:  # noqa: A002
         """Return one pod, or None if there is none of that id."""
         try:
-            return views.pod(self._ask("GET", f"/pods/{views.identifier(id)}"))
+            return views.read(views.pod, self._ask("GET", f"/pods/{views.identifier(id)}"))
         except GoneError:
             return None
 
@@ -95,7 +95,7 @@ class RestApi:
             return None
         try:
             answer = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if response.is_success:
             if answer is None:

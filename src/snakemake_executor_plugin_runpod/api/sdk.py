@@ -43,14 +43,17 @@ class SdkApi:
     def account(self) -> Account:
         """Check the key, and say what the account has."""
         raw = self._call(lambda: self._query(ACCOUNT)["data"]["myself"])
-        return Account(
-            views.number(raw.get("clientBalance")), views.number(raw.get("currentSpendPerHr"))
+        return views.read(
+            lambda raw: Account(
+                *(views.number(raw.get(n)) for n in ("clientBalance", "currentSpendPerHr"))
+            ),
+            raw,
         )
 
     def offers(self) -> list[Offer]:
         """Return every kind of GPU with its prices now."""
         raw = self._call(lambda: self._query(PRICES)["data"]["gpuTypes"])
-        return [views.offer(each) for each in raw]
+        return views.read(lambda raw: [views.offer(each) for each in raw], raw)
 
     def create(self, spec: Spec) -> str:
         """Create a pod and return its id."""
@@ -64,7 +67,7 @@ class SdkApi:
 
     def pods(self) -> list[PodView]:
         """Return every pod of the account."""
-        return views.pods(self._call(self._runpod.get_pods))
+        return views.read(views.pods, self._call(self._runpod.get_pods))
 
     def pod(self, id: str) -> PodView | None:  # noqa: A002
         """Return one pod, or None if there is none of that id."""
@@ -72,7 +75,7 @@ class SdkApi:
             raw = self._call(lambda: self._runpod.get_pod(views.identifier(id)))
         except GoneError:
             return None
-        return views.pod(raw) if raw is not None else None
+        return views.read(views.pod, raw) if raw is not None else None
 
     def terminate(self, id: str) -> None:  # noqa: A002
         """End a pod for good."""
@@ -100,7 +103,8 @@ class SdkApi:
         if name == "AuthenticationError":
             return UnauthorisedError(f"RunPod refuses the API key: {KEY_FIX}")
         if name == "QueryError":
-            return classify(status or 200, str(error), creating=creating, retry_after=wait)
+            said = str(error.args[0]) if error.args else ""
+            return classify(status or 200, said, creating=creating, retry_after=wait)
         if name == "ValueError" and "No GPU found" in str(error):
             return CapacityError("RunPod knows no GPU of this name")
         if status in (None, 200):  # no answer, or one that makes no sense

@@ -1,7 +1,8 @@
 """Answers of the service, made into our own objects: GraphQL's form and REST v2's."""
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from snakemake_executor_plugin_runpod.api import Endpoint, Offer, PodView
 from snakemake_executor_plugin_runpod.api.errors import TransientError, printable
@@ -9,7 +10,21 @@ from snakemake_executor_plugin_runpod.api.errors import TransientError, printabl
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """An id that is safe in an address, a query and a file name."""
 
-HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}")
+
+T = TypeVar("T")
+
+
+def read(reader: Callable[[Any], T], raw: Any) -> T:
+    """Read an answer; where it has another form than the reader knows, it counts as none.
+
+    Raises:
+        TransientError: then.
+    """
+    try:
+        return reader(raw)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TransientError(f"the answer makes no sense ({type(error).__name__})") from None
 
 
 def pod(raw: Any) -> PodView:
@@ -62,7 +77,8 @@ def identifier(raw: Any) -> str:
 
 def offer(raw: Any) -> Offer:
     """Read a kind of GPU, in the form of GraphQL or of REST v2."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
+    name = raw.get("id") if isinstance(raw, dict) else None
+    if not isinstance(name, str) or not name.isprintable():
         raise TransientError("the service answered no list of GPUs")
     if "price" in raw:
         price = raw["price"] if isinstance(raw["price"], dict) else {}
