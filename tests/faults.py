@@ -25,7 +25,7 @@ class Fault:
     Attributes:
         group: key of GROUPS.
         what: what is injected.
-        promise: what happens, and what it costs.
+        promise: what happens; what it costs stands in COSTS.
         you: what you do; by default nothing.
         untested: why no test can inject it; empty for all others.
     """
@@ -115,7 +115,7 @@ FAULTS: dict[int, Fault] = {
         67: ("settings are changed", "what they decide is made again at the next run, nothing else"),
     }),
     **_group("E", {
-        68: ("the hub asks to wait (429)", "waited, as long as was asked"),
+        68: ("the hub asks to wait (429)", "waited, as long as was asked, up to ten minutes"),
         69: ("the hub answers 5xx", "asked again, five times"),
         70: ("the hub times out, resets, truncates", "goes on at the byte where it was"),
         71: ("wrong bytes of the right size", "their sha256 differs: fetched again, then an error that names the shard"),
@@ -161,14 +161,38 @@ FAULTS: dict[int, Fault] = {
 }  # fmt: skip
 
 
+COSTS: dict[str, set[int]] = {
+    "nothing": {
+        *(1, 2, 4, 5, 6, 10, 12, 14, 22, 23, 30, 47, 59, 60, 62, 63, 64, 73, 74, 78, 80, 81, 88),
+        *(95, 97, 98, 99, 100, 101),
+    },
+    "time": {7, 8, 9, 20, 35, 36, 37, 40, 41, 42, 45, 46, *range(48, 58), 68, 69, 70, 71, 75, 84},
+    "minutes of one more pod": {3, 13, 15, 16, 17, 18, *range(24, 28), 29, 34, 38, 39, 43, 83, 103},
+    "one more pod, for what was not home": {28, 31, 32, 33, 58, 61, 65},
+    "the pod until it ends": {11, 19, 21, 102},
+    "the pod until then": {44, 72, 76, 77, 79, 89},
+    "what is made again": {66, 67, 85, 90, 91, 92, 93, 94},
+    "what the model has cost": {82, 86, 87},
+    "the budget, and what its pods cost while they end": {96},
+}
+"""What each fault costs, beside what the run would have cost without it."""
+
+
+def cost(number: int) -> str:
+    """Return what a fault costs."""
+    (found,) = (text for text, numbers in COSTS.items() if number in numbers)
+    return found
+
+
 def table() -> str:
     """Write the guarantees as Markdown."""
     lines: list[str] = []
     for group, title in GROUPS.items():
-        lines += ["", f"## {title}", "", "| | what goes wrong | what happens | you |"]
-        lines.append("| --- | --- | --- | --- |")
+        lines += ["", f"## {title}", "", "| | what goes wrong | what happens | costs | you |"]
+        lines.append("| --- | --- | --- | --- | --- |")
         for number, fault in FAULTS.items():
             if fault.group == group:
                 note = f" *Not tested: {fault.untested}.*" if fault.untested else ""
-                lines.append(f"| {number} | {fault.what} | {fault.promise}{note} | {fault.you} |")
+                cells = (str(number), fault.what, fault.promise + note, cost(number), fault.you)
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines[1:])

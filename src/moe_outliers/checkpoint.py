@@ -40,6 +40,7 @@ LIMITS = {
     "vocab_size": 10_000_000,
     "num_attention_heads": 4096,
     "num_key_value_heads": 4096,
+    "head_dim": 65536,
     "intermediate_size": 1_000_000,
     "moe_intermediate_size": 1_000_000,
     "num_experts": 65535,

@@ -32,9 +32,10 @@ def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         model = _empty(folder, dtype, device)
     except Exception as error:  # of any kind: it checks little, and trips over the rest
+        said = f"{type(error).__name__}: {error}"[:300]
         raise ValueError(
             f"{folder / 'config.json'}: transformers {transformers.__version__} can make no model "
-            f"of it: {type(error).__name__}: {error}"
+            f"of it: {said}"
         ) from error
     for name, buffer in list(model.named_buffers()):
         put(model, name, buffer.to(device))

@@ -2,7 +2,7 @@
 
 import ast
 
-from faults import FAULTS
+from faults import COSTS, FAULTS
 from snake import ROOT
 
 
@@ -27,6 +27,10 @@ def test_every_fault_has_a_test_and_every_mark_names_a_fault():
     assert set(FAULTS) - named == {n for n, fault in FAULTS.items() if fault.untested}
     assert sorted(FAULTS) == list(range(1, 104))
     assert len(named) >= 100
+
+
+def test_of_every_fault_it_is_said_what_it_costs():
+    assert sorted(number for numbers in COSTS.values() for number in numbers) == sorted(FAULTS)
 
 
 def test_a_test_whose_name_has_a_number_names_that_fault():
