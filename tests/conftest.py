@@ -18,6 +18,7 @@ import yaml
 from faults import GROUPS as TITLES
 from hypothesis import settings
 from slice import ROOT, VERDICTS, Slice, build
+from snake import CANARIES, spilt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & leave them ignored,
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the programs under test would inherit
@@ -30,7 +31,7 @@ GROUPS = {
     "B": ["test_faults_pods"],
     "C": ["test_faults_transfer", "test_faults_wire"],
     "D": ["test_faults_controller", "test_killing", "test_disk_full"],
-    "E": ["test_ranges", "test_shards", "test_checkpoint", "test_streamed_faults"],
+    "E": ["test_ranges", "test_shards", "test_checkpoint", "test_streamed_faults", "test_tokenize"],
     "F": ["test_streamed", "test_recorder", "test_verify"],
     "G": ["test_healing", "test_fuzz", "test_files"],
     "H": ["test_faults_money"],
@@ -66,8 +67,9 @@ def pytest_terminal_summary(terminalreporter):
 def undisturbed(tmp_path_factory) -> Slice:
     """The slice, run once to its end; tests copy it and never change it."""
     made = build(tmp_path_factory.mktemp("slice"))
-    said = made(*VERDICTS)
+    said = made(*VERDICTS, **CANARIES)
     assert said.code == 0, said.text
+    assert not spilt(made.folder, said.text)
     return made
 
 
@@ -83,8 +85,9 @@ def demo(tmp_path_factory) -> Slice:
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay | {"table": f"{folder}/demo.tsv"}))
     (folder / "run").mkdir()
     made = Slice(folder / "run", folder / "overlay.yaml")
-    said = made("--report", "report.html", "--report-after-run")
+    said = made("--report", "report.html", "--report-after-run", **CANARIES)
     assert said.code == 0, said.text
+    assert not spilt(made.folder, said.text)
     return made
 
 

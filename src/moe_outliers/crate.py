@@ -13,7 +13,7 @@ from typing import Any
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from moe_outliers import __version__, files, receipts
+from moe_outliers import __version__, files, job, receipts
 from moe_outliers.sweep import Sweep
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -51,7 +51,7 @@ def write(sweep: Sweep, folder: Path) -> int:
         ValueError: if the folder exists, or there are no results.
     """
     files.must_be_new(folder)
-    results = list(_results(sweep.directory))
+    results = list(_results(sweep))
     if not results:
         raise ValueError(f"{sweep.directory}/results: nothing to export: run snakemake first")
     crate = ROCrate(version="1.1")
@@ -142,11 +142,14 @@ def _file(crate: ROCrate, path: Path, name: Path | str) -> Any:
     return crate.add_file(path, str(name), properties=properties)
 
 
-def _results(directory: Path) -> Iterator[Path]:
-    """Name the results: nothing hidden, and no file of a kind that this project does not write."""
-    for path in sorted((directory / "results").rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if path.is_file() and not hidden and path.suffix in TYPES:
+def _results(sweep: Sweep) -> Iterator[Path]:
+    """Name the results: what a rule has recorded the digest of, and the batches; nothing else."""
+    batches = {path for model in sweep.models for pair in sweep.pairs(model) for path in pair[:2]}
+    for path in sorted((sweep.directory / "results").rglob("*.*")):
+        name = path.relative_to(sweep.directory)
+        hidden = any(part.startswith(".") for part in name.parts)
+        records = (sweep.directory / job.record_path(p) for p in (name, *name.parents[:-2]))
+        if path.is_file() and not hidden and (name in batches or any(r.is_file() for r in records)):
             yield path
 
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 from hub import COMMIT, Fault, Hub
 from running import ALPHAS, DELIMITER, IDS
+from snake import spilt
 
 from moe_outliers import parquet, receipts, tokenize
 
@@ -70,6 +71,7 @@ def extract(work, out, *, engine="streamed", disk=10**9, folder="", server=None,
     )
 
 
+@pytest.mark.fault(98)
 def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left(
     tiny_checkpoint, tokens
 ):
@@ -80,6 +82,8 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
         done = extract(tokens, "hub", server=server, disk=sum(sizes) * 2 // 3, HF_TOKEN=TOKEN)
         assert done.returncode == 0, done.stderr
         assert [fault.fired for fault in faults] == [5, 1]
+        assert set(server.tokens) == {f"Bearer {TOKEN}"}
+    assert not spilt(tokens, done.stdout + done.stderr, TOKEN)
     done = extract(tokens, "disk", folder=folder, engine="resident")
     assert done.returncode == 0, done.stderr
     for batch in ("00", "01", "02"):
@@ -92,7 +96,6 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
     store = tokens / "hf/moe-outliers/org--model" / COMMIT
     assert {path.suffix for path in store.iterdir() if path.suffix != ".json"} == {""}
     assert not list((tokens / "hf").rglob("*.safetensors"))
-    assert TOKEN not in done.stdout + done.stderr
 
 
 def _variables(path):

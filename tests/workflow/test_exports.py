@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import nbclient
 import nbformat
 import pytest
 import yaml
-from snake import ROOT
+from slice import MODELS
+from snake import CANARIES, ROOT, spilt
 
 from moe_outliers.figures.catalogue import FIGURES
 
@@ -29,10 +31,13 @@ def export(demo, *words):
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=os.environ | CANARIES,
         timeout=120,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert not spilt(Path(words[-1]), said)
+    return done.returncode, said
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,7 @@ def summary(demo):
     return json.loads((demo.folder / "results/tables/summary.json").read_text())
 
 
+@pytest.mark.fault(98)
 def test_a_post_says_what_the_report_says_and_shows_every_figure(demo, summary, tmp_path):
     code, said = export(demo, "post", tmp_path / "post")
     assert code == 0, said
@@ -129,6 +135,7 @@ def test_the_notebook_runs_on_a_finished_sweep(demo, summary, tmp_path):
     assert all(model in told for model in summary["models"])
 
 
+@pytest.mark.fault(98)
 def test_a_research_object_holds_every_result_with_its_digest(demo, summary, tmp_path):
     from rocrate.rocrate import ROCrate
 
@@ -153,3 +160,16 @@ def test_a_research_object_holds_every_result_with_its_digest(demo, summary, tmp
     used = {entity["name"] for entity in crate.get_by_type("SoftwareApplication")}
     assert {"moe-outliers", "snakemake", "torch", "transformers"} <= used
     assert export(demo, "rocrate", tmp_path / "crate")[1].startswith("error: ")
+
+
+@pytest.mark.fault(99)
+def test_a_file_that_no_rule_made_is_in_no_research_object(undisturbed, tmp_path):
+    copy = undisturbed.copy(tmp_path / "copy")
+    for name in ("keys.json", "tokens/notes.txt", f"extract/{MODELS[0]}/99.json"):
+        (copy.folder / "results" / name).write_text("private\n")
+    code, said = export(copy, "rocrate", tmp_path / "crate")
+    assert code == 0, said
+    held = [path.read_bytes() for path in (tmp_path / "crate").rglob("*.*")]
+    for path in [copy.folder / "results/texts.parquet", *copy.pair(MODELS[0], 0)]:
+        assert path.read_bytes() in held
+    assert b"private\n" not in held
