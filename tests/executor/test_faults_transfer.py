@@ -23,7 +23,7 @@ def test_35_sshd_answers_late(project, undisturbed):
 @pytest.mark.parametrize("command", ["hello", "missing", "start", "poll", "manifest"])
 def test_40_the_link_drops_in_a_command(project, undisturbed, command):
     """The job goes on detached, and is never started twice."""
-    fault = {"kind": "drop", "at": rf'agent\.py" {command}', "bytes": 20}
+    fault = {"kind": "drop", "at": rf'agent\.py" {command}', "bytes": 40}  # in its answer
     project.account.change(faults=[{"on": "pod", **fault}])
     said = project()
     project.ends_like(undisturbed, said, pods=1)
