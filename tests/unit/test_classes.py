@@ -132,6 +132,8 @@ def _held(**shares):
         ({"banded": 0.6, "systematic": 0.4}, "banded"),
         ({"gain_explained": 0.9}, "gain_explained"),
         ({"systematic": 0.45, "indeterminate": 0.1}, "indeterminate"),
+        ({"banded": 0.45, "indeterminate": 0.1}, "indeterminate"),
+        ({"probabilistic": 0.45, "indeterminate": 0.1}, "indeterminate"),
         ({"systematic": 0.7, "indeterminate": 0.3}, "systematic"),
         ({"indeterminate": 0.9}, "indeterminate"),
         ({"none": 0.9, "indeterminate": 0.1}, "mixed"),
