@@ -26,7 +26,7 @@ class Entry:
 
 FIGURES = {
     "extent_by_size": Entry(
-        "Extent and sequence share against size and perplexity",
+        "Extent and sequence share against size and bits per byte",
         "Above: the share of the sites at which the outlier features of a model fire (M3). Below: "
         "the share of positions at or above the threshold, over all sites (M4). Bars are "
         "intervals over sequences. Filled: all parameters; open: those that one token uses. Grey: "
@@ -38,7 +38,7 @@ FIGURES = {
         "Every model with its intervals, and paired differences",
         "Means over sequences with their intervals; below, differences of two models on the same "
         "texts (Student's t of paired differences). A filled mark survives Holm's correction over "
-        "all pairs at .05.",
+        "all pairs at .05; a mark without a bar is the same on every text, and has no interval.",
         ("intervals", "differences", "models"),
         "overview",
     ),
@@ -72,7 +72,8 @@ FIGURES = {
         "Rows: the features with most outlier mass, at most 24, by class and onset; columns: sites "
         "in order of the forward pass. The shade is the share of positions at or above the "
         "threshold (M1). Right of each row: the class (S systematic, B banded, P probabilistic, I "
-        "indeterminate, G gain-explained, - no candidate) and the sign.",
+        "indeterminate, G gain-explained, - no candidate), the sign, and the share of the sites "
+        "at which z fires.",
         ("profile", "features", "models"),
         "depth",
         "Depth",
@@ -81,7 +82,8 @@ FIGURES = {
         "The residual stream by block",
         "Largest and median absolute value of the residual stream behind each block, mean over "
         "sequences. The triangle marks the first block with massive activations (over 100, and "
-        "over 1,000 times the token's median; Sun et al. 2024) in at least half of the sequences.",
+        "over 1,000 times the token's median; Sun et al. 2024) in at least half of the sequences. "
+        "A circle: in at least half the largest value is at position 0; a cross: at a delimiter.",
         ("intervals", "blocks", "models"),
         "depth",
         "Depth",
@@ -106,8 +108,8 @@ FIGURES = {
     "rounding": Entry(
         "Rounding to 8 bits by depth",
         "Signal to noise of x rounded to 8 bits at each site, by scheme; higher is better. The "
-        "number in each panel is what keeping the outlier features exact gains over scaling by "
-        "token, mean over sites.",
+        "number above each panel is what keeping the outlier features exact gains over scaling by "
+        "token, mean over sites, with its 95 % interval.",
         ("intervals", "models"),
         "depth",
         "Depth",
@@ -116,7 +118,8 @@ FIGURES = {
         "What each expert writes",
         "Left: largest absolute weighted output, mean over sequences, logarithmic; a ring marks a "
         "super expert (Su et al. 2025). Middle: load, relative to equal loads. Right: lift, how "
-        "much more often an expert is picked at outlier tokens. Rows: blocks; columns: experts.",
+        "much more often an expert is picked at outlier tokens; white: never picked there, or at "
+        "all. Rows: blocks; columns: experts.",
         ("experts", "models"),
         "routing",
         "Experts",
@@ -125,7 +128,8 @@ FIGURES = {
         "Routing by depth, and its association with outliers",
         "Entropy of a token's routing distribution over its maximum; spread of the loads; and the "
         "lift of every expert against the evidence for it (permutation test over sequences, "
-        "Benjamini-Hochberg within a model; the line is q = .05).",
+        "Benjamini-Hochberg within a model; the line is q = .05; an expert that no outlier token "
+        "picks stands at the left edge).",
         ("intervals", "experts", "models"),
         "routing",
         "Experts",

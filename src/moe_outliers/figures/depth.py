@@ -6,10 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_outliers.figures.overview import Drawn, Tables
+from moe_outliers.figures.overview import Drawn, Tables, whole
 from moe_outliers.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
 
 GAUSSIAN_KURTOSIS = 3.0
+USUAL = 0.5
+WHERE = {"first": "o", "delimiter": "x"}
+"""Marks of blocks whose largest value usually is at position 0, or at a delimiter."""
+
 SCHEMES = ("tensor", "token", "zeropoint", "mixed")
 
 
@@ -21,6 +25,7 @@ def features_by_site(tables: Tables) -> Drawn:
     told, image = [], None
     for axes, model in zip(panels, known, strict=True):
         rows = tables["profile"][tables["profile"]["model"] == model]
+        rows = rows[rows.groupby("feature")["coverage_share"].transform("max") > 0]
         if rows.empty:
             empty(axes, model, "no outlier values at any site")
             continue
@@ -30,7 +35,7 @@ def features_by_site(tables: Tables) -> Drawn:
         image = axes.imshow(
             table, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="none"
         )
-        marks = [f"{CLASSES[of.loc[f, 'class']][2]} {_sign(of.loc[f, 'largest'])}" for f in order]
+        marks = [_mark(of.loc[f]) for f in order]
         axes.set(title=model, xlabel="site", yticks=range(len(order)), yticklabels=order)
         axes.tick_params(axis="y", labelsize=5)
         right = axes.secondary_yaxis("right")
@@ -59,11 +64,18 @@ def residual(tables: Tables) -> Drawn:
             empty(axes, model, "not recorded")
             continue
         onset = blocks.loc[blocks["massive_onset"], "block"]
+        most = _by(tables["intervals"], model, "residual_max", "block").set_index("block")[
+            "estimate"
+        ]
+        for share, mark in WHERE.items():
+            usual = blocks.loc[blocks[f"top_{share}_share"] >= USUAL, "block"]
+            there = usual[usual.isin(most.index)]
+            axes.plot(there, most[there], mark, color="black", ms=4, mfc="none")
         axes.set(title=model, yscale="log", xlabel="block", ylabel="abs(h)")
         if len(onset):
             where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(onset, [0.0] * len(onset), "^", color="black", **where)
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, loc="center right")
         since = f"massive from block {onset.iloc[0]}" if len(onset) else "never massive"
         told.append(f"{model}: {since}, at most {blocks['residual_max_largest'].max():.4g}")
     return figure, f"Residual stream. {'; '.join(told)}."
@@ -88,8 +100,13 @@ def magnitude_by_site(tables: Tables) -> Drawn:
         for sign in (-1, 1):
             axes.plot(rows["site"], sign * rows["bound"], ":", color="#888888", lw=0.8)
         axes.set_yscale("symlog", linthresh=6)
-        axes.set_yticks([-100, -6, 0, 6, 100])
-        axes.set(title=f"{model}: feature {rows['feature'].iloc[0]}", xlabel="site", ylabel="x")
+        most = 1.3 * max(rows["bound"].max(), rows["x_largest"].abs().max(), 6)
+        ticks = [tick for tick in (6, 20, 100, 500, 2000, 10_000) if tick <= most]
+        ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
+        axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(-most, most)
+        axes.set(title=f"{model}\nfeature {rows['feature'].iloc[0]}", xlabel="site", ylabel="x")
         told.append(f"{model}: {rows['x_largest'].abs().max():.3g}")
     return figure, f"Largest abs(x) of the feature with most outlier mass. {'; '.join(told)}."
 
@@ -125,8 +142,12 @@ def kurtosis(tables: Tables) -> Drawn:
 def rounding(tables: Tables) -> Drawn:
     """Draw the signal to noise of 8-bit rounding by site and scheme, a panel a model."""
     known = looks(tables["models"])
-    figure, panels = grid(len(known))
-    told = []
+    figure, panels = grid(len(known), height=2.2)
+    gains = whole(tables["intervals"], "int8_gain_db", None)
+    sites = tables["intervals"][tables["intervals"]["metric"] == "int8_sqnr_db"].dropna(
+        subset="site"
+    )
+    told, limits = [], (sites["estimate"].min() - 2, sites["estimate"].max() + 2)
     for axes, model in zip(panels, known, strict=True):
         rows = _by(tables["intervals"], model, "int8_sqnr_db", "site")
         if rows.empty:
@@ -135,11 +156,14 @@ def rounding(tables: Tables) -> Drawn:
         for scheme, colour, line in zip(SCHEMES, COLOURS, LINES, strict=False):
             of = rows[rows["scheme"] == scheme]
             axes.plot(of["site"], of["estimate"], color=colour, ls=line, lw=1, label=scheme)
-        means = rows.groupby("scheme")["estimate"].mean()
-        gain = means["mixed"] - means["token"]
-        axes.set(title=f"{model}: {gain:+.1f} dB", xlabel="site", ylabel="dB")
-        told.append(f"{model} {gain:+.1f} dB")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        number = gains.loc[model]
+        gain = f"{number['estimate']:+.1f} dB"
+        if not pd.isna(number["low"]):
+            gain += f" [{number['low']:.1f}, {number['high']:.1f}]"
+        axes.set(title=f"{model}\n{gain}", xlabel="site", ylabel="dB", ylim=limits)
+        told.append(f"{model} {gain}")
+    drawn = next((axes for axes in panels if axes.has_data()), panels[0])
+    figure.legend(*drawn.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return (
         figure,
         f"Gain of keeping outlier features exact over scaling by token: {'; '.join(told)}.",
@@ -157,5 +181,7 @@ def _place(feature: Any) -> tuple[int, float, int]:
     return list(CLASSES).index(feature["class"]), np.inf if pd.isna(onset) else float(onset), 0
 
 
-def _sign(value: float) -> str:
-    return "+" if value > 0 else "-"
+def _mark(feature: Any) -> str:
+    """Say a feature's class, sign, and the share of the sites at which z fires."""
+    sign = "+" if feature["largest"] > 0 else "-"
+    return f"{CLASSES[feature['class']][2]} {sign} {feature['z_extent_share']:.2f}"

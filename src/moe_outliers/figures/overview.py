@@ -7,8 +7,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from moe_outliers.figures.style import CLASSES, Look, empty, grid, legend, looks, not_shown
+from moe_outliers.figures.style import (
+    CLASSES,
+    Look,
+    counted,
+    empty,
+    grid,
+    legend,
+    looks,
+    not_shown,
+)
 
 Tables = Mapping[str, Any]
 """The tables of the sweep by name, each a data frame of pandas."""
@@ -60,6 +70,9 @@ def extent_by_size(tables: Tables) -> Drawn:
     for axes in panels[:, 1]:
         axes.invert_xaxis()
     told = legend(figure, known, shown, "no outlier features")
+    lacking = [m for m in known if m in shown and (m not in bits.index or pd.isna(bits[m]))]
+    if lacking:
+        panels[0][1].set_title(f"no bits per byte: {', '.join(lacking)}", fontsize=6)
     numbers = whole(intervals, "extent_site_share")
     return figure, f"Extent by model: {listed(numbers, shown)}.{told}"
 
@@ -82,20 +95,12 @@ def forest(tables: Tables) -> Drawn:
             if model in numbers.index and not pd.isna(numbers.loc[model, "estimate"]):
                 shown.add(model)
                 _bar(axes, numbers.loc[model], places[model], look, across=True)
+            else:
+                axes.text(0, places[model], "not defined", fontsize=6, va="center")
         axes.set(xlabel=label, yticks=list(places.values()), yticklabels=list(places))
-        axes.set_xlim(left=0)
-    axes = lower.subplots()
-    for place, pair in enumerate(reversed(list(pairs.itertuples()))):
-        sure = pair.p_holm <= 0.05
-        spread = [[pair.estimate - pair.low], [pair.high - pair.estimate]]
-        fill = {"mfc": "black" if sure else "white"}
-        axes.errorbar(
-            pair.estimate, place, xerr=spread, fmt="o", color="black", ms=3, lw=0.8, **fill
-        )
-    names = [f"{pair.model_a} - {pair.model_b}" for pair in reversed(list(pairs.itertuples()))]
-    axes.axvline(0, color="#888888", lw=0.8)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="difference of extents (x and z)")
-    axes.tick_params(axis="y", labelsize=5)
+        most = 1.0 if metric in SHARES else max(axes.get_xlim()[1], 1)
+        axes.set_xlim(-0.05 * most, 1.05 * most)
+    _differences(lower.subplots(), pairs)
     sure = int((pairs["p_holm"] <= 0.05).sum())
     same = int((pairs["degenerate"] == "constant").sum())
     told = not_shown(known, shown, "no numbers")
@@ -105,12 +110,30 @@ def forest(tables: Tables) -> Drawn:
     )
 
 
+def _differences(axes: Axes, pairs: Any) -> None:
+    """Draw the difference of each pair of models with its interval."""
+    for place, pair in enumerate(reversed(list(pairs.itertuples()))):
+        if pd.isna(pair.estimate):
+            axes.text(0, place, " not defined", fontsize=5, va="center")
+            continue
+        sure = pair.p_holm <= 0.05
+        spread = [[pair.estimate - pair.low], [pair.high - pair.estimate]]
+        fill: dict[str, Any] = {"mfc": "black" if sure else "white"}
+        axes.errorbar(
+            pair.estimate, place, xerr=spread, fmt="o", color="black", ms=3, lw=0.8, **fill
+        )
+    names = [f"{pair.model_a} - {pair.model_b}" for pair in reversed(list(pairs.itertuples()))]
+    axes.axvline(0, color="#888888", lw=0.8)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="difference of extents (x and z)")
+    axes.tick_params(axis="y", labelsize=5)
+
+
 def consistency(tables: Tables) -> Drawn:
     """Draw extent against consistency of the candidates, a panel a model."""
     features = tables["features"]
     known = looks(tables["models"])
     figure, panels = grid(len(known))
-    counts = []
+    counts, handles = [], {}
     for axes, model in zip(panels, known, strict=True):
         found = features[(features["model"] == model) & (features["class"] != "none")]
         if found.empty:
@@ -118,22 +141,19 @@ def consistency(tables: Tables) -> Drawn:
             continue
         for name, (colour, mark, _) in CLASSES.items():
             rows = found[found["class"] == name]
+            if rows.empty:
+                continue
             area = 12 + 200 * rows["mass_share"]
-            label = name.replace("_", "-") if len(rows) else None
-            axes.scatter(
-                rows["x_extent_share"],
-                rows["consistency"],
-                s=area,
-                c=colour,
-                marker=mark,
-                label=label,
-            )
+            style = {"c": colour, "marker": mark, "alpha": 0.7, "clip_on": False, "zorder": 3}
+            axes.scatter(rows["x_extent_share"], rows["consistency"], s=area, **style)
+            label = name.replace("_", "-")
+            handles[name] = Line2D([], [], color=colour, marker=mark, ls="", label=label)
         for cut in (0.25, 0.75):
             axes.axvline(cut, color="#888888", lw=0.7, ls=":")
-        axes.set(title=model, xlim=(0, 1.05), ylim=(-0.05, 1.1), xlabel="extent by x")
-        axes.set_ylabel("consistency")
-        axes.legend(fontsize=6, markerscale=0.5, loc="lower right")
+        axes.set(title=model, xlim=(0, 1.05), ylim=(-0.05, 1.1), ylabel="consistency")
+        axes.set_xlabel(f"extent by x ({len(found)} candidate{'s' * (len(found) > 1)})")
         counts.append(f"{model}: {', '.join(_counted(found['class']))}")
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=5)
     return figure, f"Candidates by class. {'; '.join(counts)}."
 
 
@@ -165,8 +185,9 @@ def legacy_slopes(tables: Tables) -> Drawn:
             xticks=[0, 1], xticklabels=["old, biased", "corrected"], title=label, xlim=(-0.2, 1.2)
         )
         if quantity == "count":
-            axes.set_yscale("symlog", linthresh=1)
-            axes.set_ylim(bottom=0)
+            counted(
+                axes, rows.loc[rows["quantity"] == "count", ["legacy", "corrected"]].max().max()
+            )
         else:
             axes.set_ylim(-0.03, 1.03)
     told = legend(figure, known, shown, "neither number is defined")
@@ -204,8 +225,9 @@ def thresholds(tables: Tables) -> Drawn:
         panels[1][column].set_xlabel("alpha")
         panels[0][column].axvline(magnitude if basis == "x" else 3.0, color="#888888", lw=0.8)
         panels[1][column].axvline(magnitude if basis == "x" else 3.0, color="#888888", lw=0.8)
-    panels[0][0].set_yscale("symlog", linthresh=1)
-    panels[0][0].set(ylabel="outlier features", ylim=(0, None))
+    there = cells[cells["basis"].isin(("x", "z")) & (cells["position_share"] == share)]
+    counted(panels[0][0], there[["n_dims", "surrogate_n_dims"]].max().max())
+    panels[0][0].set_ylabel("outlier features")
     panels[1][0].set(ylabel="extent (share of sites)", ylim=(-0.03, 1.03))
     legend(figure, known, known, "")
     at = cells[cells["headline"] & (cells["basis"] == "x")]

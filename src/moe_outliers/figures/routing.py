@@ -31,14 +31,15 @@ def experts(tables: Tables) -> Drawn:
         _heat(row[0], written, f"{model}: abs of output", norm=norm, cmap="cividis")
         for each in rows[rows["super_expert"]].itertuples():
             where = list(written.index).index(each.block)
-            row[0].plot(each.expert, where, "o", mfc="none", mec="red", ms=7, mew=1.5)
+            for colour, width in (("black", 3), ("white", 1.2)):  # shows on dark and on light
+                row[0].plot(each.expert, where, "o", mfc="none", mec=colour, ms=7, mew=width)
         _heat(row[1], _table(rows, "load_ratio"), "load, relative", cmap="viridis", vmin=0)
         lift = np.log2(_table(rows, "lift").replace(0, np.nan))
         most = max(float(np.nanmax(np.abs(lift.to_numpy()), initial=0.1)), 0.1)
-        _heat(row[2], lift, "log2 lift", cmap="RdBu_r", vmin=-most, vmax=most)
+        _heat(row[2], lift, "log2 lift", cmap="cividis", vmin=-most, vmax=most)
         found = rows[rows["super_expert"]]
         names = [
-            f"block {r.block} expert {r.expert} (feature {r.largest_feature})"
+            f"block {r.block} expert {r.expert} (feature {r.largest_feature:.0f})"
             for r in found.itertuples()
         ]
         told.append(f"{model}: {', '.join(names[:5]) or 'none'}")
@@ -67,14 +68,15 @@ def routing(tables: Tables) -> Drawn:
             style = {"color": look.colour, "linestyle": look.line, "marker": look.mark, "ms": 3}
             axes.plot(depth, rows["estimate"], **style)
         axes.set(xlabel="depth", ylabel=label, ylim=(0, None), xlim=(-0.03, 1.03))
-    associated = []
+    lifts = tables["experts"]["lift"]
+    associated, least = [], lifts[lifts > 0].min()
     for model, look in known.items():
         rows = tables["experts"][tables["experts"]["model"] == model].dropna(
             subset=["lift", "lift_q"]
         )
-        rows = rows[rows["lift"] > 0]
+        lift = np.log2(rows["lift"].clip(lower=least / 2))
         style = {"color": look.colour, "marker": look.mark, "ls": "", "ms": 3}
-        panels[2].plot(np.log2(rows["lift"]), -np.log10(rows["lift_q"]), **style)
+        panels[2].plot(lift, -np.log10(rows["lift_q"]), **style)
         associated.append(f"{model} {int((rows['lift_q'] <= FALSE_DISCOVERY).sum())}")
     panels[2].axhline(-np.log10(FALSE_DISCOVERY), color="#888888", ls=":", lw=0.8)
     panels[2].set(xlabel="log2 lift at outlier tokens", ylabel="-log10 q")

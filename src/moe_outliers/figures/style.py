@@ -126,6 +126,22 @@ def not_shown(known: Iterable[str], shown: Iterable[str], reason: str) -> str:
     return f" Not shown: {', '.join(missing)} ({reason})." if missing else ""
 
 
+def counted(axes: Axes, most: float, room: float = 1.3) -> None:
+    """Give an axis of counts a scale that is linear up to 1 and logarithmic above, and its ticks.
+
+    Args:
+        axes: whose upright axis it is.
+        most: the largest count.
+        room: times the largest count that the axis ends at, so that no mark is cut off.
+    """
+    ticks = [0, *(step * 10**power for power in range(6) for step in (1, 2, 5))]
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(-0.08, max(most, 1) * room)
+    shown = [tick for tick in ticks if tick <= max(most, 1) * room]
+    axes.set_yticks(shown, [f"{tick:,}" for tick in shown])
+    axes.minorticks_off()
+
+
 def empty(axes: Axes, model: str, reason: str) -> None:
     """Say in a model's own panel why there is nothing in it."""
     axes.set_title(model)
