@@ -23,6 +23,7 @@ tables = [
     "validate_coverage",
     "validate_selection",
     "validate_classes",
+    "validate_discoveries",
     "metrics",
     "dictionary",
 ]
@@ -57,6 +58,7 @@ rule tables:
             "results/validate/coverage.parquet",
             "results/validate/selection.parquet",
             "results/validate/classes.parquet",
+            "results/validate/discoveries.parquet",
         ],
         reference=here("config/reference.yaml"),
     output:

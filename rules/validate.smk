@@ -1,4 +1,4 @@
-"""Simulations: data of known truth -> results/validate/{coverage,selection,classes}.parquet."""
+"""Simulations: data of known truth -> results/validate/*.parquet."""
 
 
 rule validate:
@@ -7,6 +7,7 @@ rule validate:
         coverage="results/validate/coverage.parquet",
         selection="results/validate/selection.parquet",
         classes="results/validate/classes.parquet",
+        discoveries="results/validate/discoveries.parquet",
     log:
         "logs/validate.log",
     localrule: True
@@ -14,7 +15,7 @@ rule validate:
         "../envs/analysis.yaml"
     params:
         sizes=sorted({8, 16, 32, data["sequences"]}),
-        sets=1000,  # simulated data sets a row; a tenth as many sweeps, one in 200 models
+        sets=1000,  # simulated data sets a row; a tenth as many sweeps, one in 12 models
         criteria=config["outliers"],
         confidence=config["bootstrap"]["confidence"],
         seed=config["seed"],

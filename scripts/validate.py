@@ -15,13 +15,13 @@ def main(job: Any) -> None:
     params = job.params
     sizes, level = list(params.sizes), {"confidence": params.confidence, "seed": params.seed}
     criteria = metrics.Criteria(**params.criteria)
-    models = max(2, params.sets // 200)
+    models = max(2, params.sets // 12)
     tables = {
         "coverage": validate.coverage(sizes, sets=params.sets, **level),
         "selection": validate.selection(
             sizes, criteria.layer_share, sets=max(2, params.sets // 10), **level
         ),
-        "classes": validate_classes.classes(sizes, criteria, models=models, seed=params.seed),
+        **validate_classes.simulate(sizes, criteria, models=models, **level),
     }
     for name, table in tables.items():
         parquet.write(table, job.output[name])

@@ -37,7 +37,7 @@ def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, A
         differences=list(story.differences(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
         models=[_model(model, found) for model, found in story.models_of(summary).items()],
-        coverage=[row for row in summary["validation"]["coverage"] if row["used"]],
+        validation=summary["validation"],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),
     )
@@ -96,6 +96,7 @@ def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "numbers": list(story.numbers(found)),
         "features": features[:FEATURES],
         "controls": list(story.controls(found)),
+        "cross_batch": story.cross_batch(found),
         "legacy": list(story.legacy(found)),
         "warnings": [row["detail"] for row in found["warnings"]],
     }

@@ -3,15 +3,21 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moe_outliers.metrics.values import METRICS
+
 Summary = Mapping[str, Any]
 """results/tables/summary.json."""
 
 CLASSES = {
-    "systematic": "systematic: the same features fire at almost every site, in every sequence",
-    "banded": "banded: the same features fire at the same part of the depth, in every sequence",
-    "probabilistic": "probabilistic: features fire at other sites in each sequence",
+    "systematic": "systematic: most of the outlier mass is in features that fire at three quarters "
+    "of the sites or more in most sequences",
+    "banded": "banded: most of the outlier mass is in features that fire at much the same part of "
+    "the depth from sequence to sequence",
+    "probabilistic": "probabilistic: most of the outlier mass is in features whose sites were not "
+    "found to agree between sequences",
     "mixed": "mixed: no class of features holds half of the outlier mass",
-    "gain_explained": "explained by gains: a norm lifts its features over the threshold",
+    "gain_explained": "explained by gains: most of the outlier mass is in features that are large "
+    "only behind a norm's gain",
     "indeterminate": "indeterminate: more sequences are needed to tell",
     "no_outliers": "without outlier features",
     "unclassified": "not classified: fewer than eight sequences",
@@ -32,6 +38,8 @@ NUMBERS = {
     "bits_per_byte_common": ("bits per byte of the text that all models share", "whole"),
 }
 """The numbers of a model's page: what each is, and what fires."""
+
+TYPES = {"first": "position 0", "delimiter": "delimiters", "other": "all other positions"}
 
 
 def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
@@ -60,16 +68,11 @@ def how_sure(model: str, found: Mapping[str, Any]) -> str:
     """Say a model's class with the evidence for it."""
     kind = found["model_class"]
     label = kind.replace("_", " ")
-    mass = found["mass_shares"].get(kind)
     parts = [f"{model} is called {label}"]
-    if mass is not None:
+    if mass := found["mass_shares"].get(kind):
         count = int(found["classes_of_features"][kind])
-        features = (
-            f"1 feature is {label} and holds"
-            if count == 1
-            else f"{count} features are {label} and hold"
-        )
-        parts.append(f"{features} {mass:.0%} of the outlier mass")
+        features = "1 feature is" if count == 1 else f"{count} features are"
+        parts.append(f"{features} {label}, with a share of the outlier mass of {interval(mass)}")
     extent = found["numbers"].get("extent_site_share", {}).get("fires")
     if extent and extent["estimate"] is not None:
         parts.append(f"mean extent of the outlier features {interval(extent)}")
@@ -101,17 +104,16 @@ def controls(found: Mapping[str, Any]) -> Iterator[str]:
 
 def differences(summary: Summary) -> Iterator[str]:
     """Say which differences between models survive the correction for their number."""
-    count = 0
-    for metric, (meaning, basis) in NUMBERS.items():
-        found = [
-            f"{row['model_a']} less {row['model_b']} {interval(row)}"
-            for row in summary["differences"]
-            if row["metric"] == metric and row["basis"] in (basis, None)
-        ]
-        count += len(found)
-        if found:
-            yield f"{meaning[0].upper()}{meaning[1:]}: {'; '.join(found)}."
-    if not count:
+    kinds: dict[str, list[str]] = {}
+    for row in summary["differences"]:
+        meaning, basis = NUMBERS.get(row["metric"], (METRICS[row["metric"]].meaning, "fires"))
+        if row["basis"] not in (basis, None):
+            meaning += f", by {row['basis']}"
+        said = f"{row['model_a']} less {row['model_b']} {interval(row)}"
+        kinds.setdefault(meaning, []).append(said)
+    for meaning, found in kinds.items():
+        yield f"{meaning[0].upper()}{meaning[1:]}: {'; '.join(found)}."
+    if not kinds:
         yield "No difference between two models survives Holm's correction over all pairs."
 
 
@@ -128,14 +130,33 @@ def legacy(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: old {row['legacy']:.3g} (biased{published}), corrected {corrected}."
 
 
+def cross_batch(found: Mapping[str, Any]) -> str:
+    """Say in one line how single sequences agree with all others."""
+    rows = found["cross_batch"]
+    alike = [row["jaccard"] for row in rows if row["jaccard"] is not None]
+    if not alike:
+        return "No sequence has a candidate, alone or in the others."
+    counts = [row["n_dims"] for row in rows]
+    return (
+        f"Each of {len(rows)} sequences left out: {min(counts)} to {max(counts)} candidates of the "
+        f"others are found in it; Jaccard index from {min(alike):.2f} to {max(alike):.2f}."
+    )
+
+
 def numbers(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Give a model's headline numbers: what each is, it with its interval, how it was made."""
     for metric, (meaning, basis) in NUMBERS.items():
         number = found["numbers"].get(metric, {}).get(basis)
         if number is None:
             continue
-        special = f" ({number['degenerate']})" if number["degenerate"] else ""
-        yield meaning, interval(number), f"{number['method']}{special}"
+        yield meaning, interval(number), _method(number)
+    for kind, number in found["type_shares"].items():
+        yield f"share of positions at or above 6: {TYPES[kind]}", interval(number), _method(number)
+
+
+def _method(number: Mapping[str, Any]) -> str:
+    special = f" ({number['degenerate']})" if number["degenerate"] else ""
+    return f"{number['method']}{special}"
 
 
 def interval(number: Mapping[str, Any]) -> str:

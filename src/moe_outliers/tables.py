@@ -74,6 +74,7 @@ TABLES: dict[str, pa.Schema] = {
     "validate_coverage": validate.COVERAGE,
     "validate_selection": validate.SELECTION,
     "validate_classes": classed.CLASSED,
+    "validate_discoveries": classed.DISCOVERIES,
     "metrics": CATALOGUE,
     "dictionary": DICTIONARY,
 }
@@ -94,7 +95,7 @@ def collect(
             `intervals`.
         rows: of the table of models, by slug.
         compared: `intervals`, `differences` and `correlations`.
-        validated: `coverage`, `selection` and `classes`.
+        validated: `coverage`, `selection`, `classes` and `discoveries`.
         expectations: as reference.read returns it.
 
     Returns:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from moe_outliers import draws, parquet
+from moe_outliers import draws, intervals, parquet
 from moe_outliers.metrics.classes import (
     BANDED,
     CLASSES,
@@ -27,8 +27,9 @@ Array = NDArray[Any]
 
 BLOCKS = 24
 POSITIONS = 2048
-PERMUTATIONS = 1_999
-TOGETHER = 40
+PERMUTATIONS = 999
+RESAMPLES = 1_999
+TOGETHER = 3
 """Features of each kind that one simulated model holds."""
 
 CLASSED = parquet.schema(
@@ -53,6 +54,25 @@ CLASSED = parquet.schema(
     standard_error=(pa.float64(), "Monte Carlo standard error of wrong_share, over models"),
 )
 """One row a planted truth and number of sequences."""
+
+DISCOVERIES = parquet.schema(
+    planted=(
+        pa.string(),
+        "what each simulated model holds: all, features of every truth; null, of those alone that "
+        "are neither systematic nor banded",
+    ),
+    n=(pa.int32(), "sequences"),
+    models=(pa.int32(), "simulated models"),
+    features=(pa.int32(), "features of each"),
+    called=(pa.float64(), "features called systematic or banded, mean over models"),
+    false_discovery_share=(
+        pa.float64(), "share of these that are not what they are called; 0 in a model without any"
+    ),
+    low=(pa.float64(), "lower end of its interval over models, at the sweep's level"),
+    high=(pa.float64(), "upper end"),
+    method=(pa.string(), "expanded BCa or edge"),
+)  # fmt: skip
+"""One row a content of models and number of sequences."""
 
 
 @dataclass(frozen=True)
@@ -87,33 +107,39 @@ TRUTHS = (
     Truth("gaussian", 3.5),
     Truth("gaussian", 4.0),
 )
+NULLS = tuple(truth for truth in TRUTHS if truth.right not in (SYSTEMATIC, BANDED))
 
 
-def classes(sizes: list[int], criteria: Criteria, *, models: int, seed: int) -> pa.Table:
-    """Class planted features, as many models of mixed features as asked.
+def simulate(
+    sizes: list[int], criteria: Criteria, *, models: int, confidence: float, seed: int
+) -> dict[str, pa.Table]:
+    """Class planted features, as many models of mixed features as asked, and as many of nulls.
 
     Args:
         sizes: numbers of sequences.
         criteria: what counts as an outlier feature.
-        models: simulated models a row.
+        models: simulated models a row, at least two.
+        confidence: nominal level of the interval of the false discoveries, in (0, 1).
         seed: of all draws.
 
     Returns:
-        One row a truth and size, of CLASSED.
+        `classes`, of CLASSED: by truth, from the mixed models; and `discoveries`, of DISCOVERIES.
     """
-    rows = []
+    classed: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for n in sizes:
         rng = draws.generator(seed, f"classes {n}", [])
-        labels: list[list[Array]] = [[] for _ in TRUTHS]
-        for _ in range(models):
-            found = _classed_model(n, criteria, rng)
-            for collected, part in zip(labels, found, strict=True):
-                collected.append(part)
-        for truth, parts in zip(TRUTHS, labels, strict=True):
-            rows.append(
-                {"truth": truth.name, "extent": truth.extent, "n": n} | _rates(truth, parts)
-            )
-    return parquet.of_rows(CLASSED, rows)
+        for planted, truths in (("all", TRUTHS), ("null", NULLS)):
+            label = np.stack([_classed_model(truths, n, criteria, rng) for _ in range(models)])
+            rate = _discoveries(truths, label, confidence, rng)
+            found.append({"planted": planted, "n": n, "models": models} | rate)
+            for place, truth in enumerate(truths if planted == "all" else ()):
+                keys = {"truth": truth.name, "extent": truth.extent, "n": n}
+                classed.append(keys | _rates(truth, label[:, place]))
+    return {
+        "classes": parquet.of_rows(CLASSED, classed),
+        "discoveries": parquet.of_rows(DISCOVERIES, found),
+    }
 
 
 def plant(truth: Truth, n: int, features: int, criteria: Criteria, rng: Any) -> tuple[Array, Array]:
@@ -161,9 +187,9 @@ def _gaussian(
     return (x >= enough) & (z >= enough), x >= enough
 
 
-def _classed_model(n: int, criteria: Criteria, rng: Any) -> list[Array]:
-    """Class one model that holds features of every truth; return their classes by truth."""
-    planted = [plant(truth, n, TOGETHER, criteria, rng) for truth in TRUTHS]
+def _classed_model(truths: tuple[Truth, ...], n: int, criteria: Criteria, rng: Any) -> Array:
+    """Class one model that holds features of each truth; return their classes, (truth, feature)."""
+    planted = [plant(truth, n, TOGETHER, criteria, rng) for truth in truths]
     fires, by_x = (np.concatenate(parts, axis=2) for parts in zip(*planted, strict=True))
     found = classify(
         fires,
@@ -171,22 +197,38 @@ def _classed_model(n: int, criteria: Criteria, rng: Any) -> list[Array]:
         layer_share=criteria.layer_share,
         shifts=Shifts.draw(fires, 1, rng, PERMUTATIONS),
     )
-    return [found.label[i : i + TOGETHER] for i in range(0, len(found.label), TOGETHER)]
+    return found.label.reshape(len(truths), TOGETHER)
 
 
-def _rates(truth: Truth, parts: list[Array]) -> dict[str, Any]:
-    """Summarise the classes that features of one truth got, model by model."""
-    label = np.stack(parts)
+def _rates(truth: Truth, label: Array) -> dict[str, Any]:
+    """Summarise the classes that features of one truth got, (model, feature)."""
     if truth.right in (SYSTEMATIC, BANDED):
         wrong = ~np.isin(label, [truth.right, INDETERMINATE, NO_CANDIDATE, UNCLASSIFIED])
     else:
         wrong = np.isin(label, [SYSTEMATIC, BANDED])
     by_model = wrong.mean(axis=1)
-    spread = by_model.std(ddof=1) / np.sqrt(len(by_model)) if len(by_model) > 1 else np.nan
     names = (*CLASSES, UNCLASSIFIED, NO_CANDIDATE)
     return {
         "features": label.size,
         **{f"{name}_share": (label == name).mean() for name in names},
         "wrong_share": wrong.mean(),
-        "standard_error": spread,
+        "standard_error": by_model.std(ddof=1) / np.sqrt(len(by_model)),
+    }
+
+
+def _discoveries(
+    truths: tuple[Truth, ...], label: Array, confidence: float, rng: Any
+) -> dict[str, Any]:
+    """Summarise what models call systematic or banded, (model, truth, feature)."""
+    right = np.array([truth.right or "" for truth in truths])[:, None]
+    called = np.isin(label, [SYSTEMATIC, BANDED])
+    number = called.sum(axis=(1, 2))
+    false = (called & (label != right)).sum(axis=(1, 2)) / np.maximum(number, 1)
+    drawn = intervals.resample(rng, len(false), RESAMPLES)
+    found = intervals.of_means(false[:, None], drawn, np.ones(1, bool), confidence=confidence)
+    return {
+        "features": label[0].size,
+        "called": number.mean(),
+        "false_discovery_share": found.estimate[0],
+        **{name: getattr(found, name)[0] for name in ("low", "high", "method")},
     }

@@ -14,12 +14,14 @@ from moe_outliers import (
     comparison,
     metrics,
     reference,
+    story,
     summary,
     tables,
     validate,
     validate_classes,
 )
 from moe_outliers.metrics import Criteria
+from moe_outliers.validate_classes import Truth
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
@@ -71,7 +73,7 @@ def collected(sweep, compared):
     validated = {
         "coverage": validate.coverage([8], sets=20, **criteria),
         "selection": validate.selection([8], 0.25, sets=3, **criteria),
-        "classes": validate_classes.classes([8], CRITERIA, models=2, seed=0),
+        **validate_classes.simulate([8], CRITERIA, models=2, **criteria),
     }
     expectations = reference.read(ROOT / "config/reference.yaml")
     return tables.collect(*sweep, compared, validated, expectations)
@@ -129,6 +131,33 @@ def test_the_summary_is_json_and_says_what_the_tables_say(collected):
     ].iloc[0]
     assert model["numbers"]["n_dims_sequence"]["fires"]["estimate"] == row["estimate"]
     assert told["models"]["quiet"]["numbers"]["extent_site_share"]["fires"]["estimate"] is None
+    mass = numbers[numbers["class"].eq("systematic") & numbers["model"].eq("gpt-oss-20b")].iloc[0]
+    told_mass = model["mass_shares"]["systematic"]
+    assert [told_mass[name] for name in ("estimate", "low", "high")] == pytest.approx(
+        mass[["estimate", "low", "high"]].tolist()
+    )
+    assert set(model["type_shares"]) == {"first", "delimiter", "other"}
+    assert len(model["cross_batch"]) == 8
+    assert model["features"][0]["held_out_extent_low"] < 1
+
+
+def test_every_difference_that_survives_is_told_with_its_interval(collected):
+    told = summary.summarise(collected, vars(CRITERIA), 0)
+    lines = " ".join(story.differences(told))
+    rows = collected["differences"].to_pandas().query("p_holm <= 0.05")
+    assert len(rows) > 2
+    for row in rows.itertuples():
+        assert f"{row.model_a} less {row.model_b} {row.estimate:.3g} [{row.low:.3g}, " in lines
+    assert "No difference" in next(story.differences(told | {"differences": []}))
+
+
+def test_the_mass_of_a_models_class_has_its_interval(collected):
+    told = summary.summarise(collected, vars(CRITERIA), 0)["models"]["gpt-oss-20b"]
+    mass = told["mass_shares"]["systematic"]
+    said = f"1 feature is systematic, with a share of the outlier mass of {story.interval(mass)};"
+    assert mass["low"] < mass["estimate"] < mass["high"]
+    assert said in story.how_sure("m", told)
+    assert "Each of 8 sequences left out: 2 to 2 candidates" in story.cross_batch(told)
 
 
 def test_a_difference_is_that_of_the_same_texts(sweep, compared):
@@ -238,6 +267,7 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
         "coverage": validate.COVERAGE.empty_table(),
         "selection": validate.SELECTION.empty_table(),
         "classes": validate_classes.CLASSED.empty_table(),
+        "discoveries": validate_classes.DISCOVERIES.empty_table(),
     }
     one = tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, expectations)
     named = set(one["warnings"]["warning"].to_pylist())
@@ -245,20 +275,41 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
 
 
 def test_validation_names_every_interval_and_class():
-    rows = validate_classes.classes([8], CRITERIA, models=2, seed=0).to_pandas()
+    found = validate_classes.simulate([8], CRITERIA, models=25, confidence=0.95, seed=0)
+    rows, discoveries = (found[name].to_pandas() for name in ("classes", "discoveries"))
     labels = [c for c in rows if c.endswith("_share") and c != "wrong_share"]
     assert np.allclose(rows[labels].sum(axis=1), 1)
     null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]
     assert null["wrong_share"].max() <= 0.05
+    assert discoveries["planted"].tolist() == ["all", "null"]
+    assert discoveries["false_discovery_share"].max() <= 0.05
+    assert discoveries["called"][0] > 12  # of 18 that are
     selected = validate.selection([8], 0.25, sets=60, confidence=0.95, seed=0).to_pandas()
     bias = selected.set_index("estimator")["bias"]
     assert abs(bias["cross_fit"]) < 0.005
     assert bias["same_data"] > 0.02
 
 
+def test_false_discoveries_are_counted_model_by_model():
+    truths = (
+        Truth("systematic", 1.0, "systematic"),
+        Truth("banded", 0.5, "banded"),
+        Truth("run", 0.4),
+    )
+    right = [["systematic"] * 2, ["banded"] * 2, ["probabilistic"] * 2]
+    wrong = [["systematic", "banded"], ["indeterminate"] * 2, ["none", "systematic"]]
+    nothing = [["indeterminate"] * 2] * 3
+    label = np.array([right, wrong, nothing])
+    found = validate_classes._discoveries(truths, label, 0.95, np.random.default_rng(0))
+    assert (found["features"], found["called"]) == (6, pytest.approx(7 / 3))
+    assert found["false_discovery_share"] == pytest.approx((0 + 2 / 3 + 0) / 3)
+
+
 @pytest.mark.slow
 def test_validation_in_full():
-    rows = validate_classes.classes([8, 16, 32], CRITERIA, models=40, seed=1).to_pandas()
+    found = validate_classes.simulate([8, 16, 32], CRITERIA, models=500, confidence=0.95, seed=1)
+    rows, discoveries = (found[name].to_pandas() for name in ("classes", "discoveries"))
+    assert discoveries["high"].max() <= 0.05
     null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]
     assert null["wrong_share"].max() <= 0.05
     planted = rows[rows["truth"].isin(["systematic", "banded"])]
