@@ -62,6 +62,14 @@ def test_the_band_is_found(planted):
     assert np.isnan(band.fill[4])
 
 
+def test_half_of_the_sequences_are_enough_for_the_band():
+    fires = np.zeros((4, 8, 1), dtype=bool)
+    fires[:2, 3:5] = True
+    fires[0, 6] = True
+    band = Band.of(fires)
+    assert (band.onset[0], band.offset[0], band.fill[0]) == (3, 4, 0.5)
+
+
 def test_doubling_the_sites_is_not_more_layers(planted):
     fires = planted.firing("fires", 6, 0.06)
     twice = np.repeat(fires, 2, axis=1)

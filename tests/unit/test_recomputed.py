@@ -38,7 +38,7 @@ class Truth:
         tokens = synthetic.tokens_of(SHAPE, 3)
         self.order = np.argsort(tokens["ids_sha256"].to_pylist())
         for s in self.order[1::2]:  # only where it is scored, not where it is chosen
-            h[s, :5, ::3, 25] = large[s, :5, ::3, 25]
+            h[s, :7, ::3, 25] = 3 * large[s, :7, ::3, 25]
         self.z = (h / np.sqrt((h**2).mean(axis=3, keepdims=True))).astype(np.float32)
         self.gain = (1.3 + 0.3 * rng.standard_normal((SITES, D))).astype(np.float32)
         self.gain[:, 30], self.gain[:, 31] = 5, -4
