@@ -11,10 +11,10 @@ VERIFY = 1
 METRICS = 1
 BOOTSTRAP = 1
 COMPARISON = 1
-VALIDATE = 1
-PLOT = 1
-TABLES = 1
-REPORT = 1
+VALIDATE = 2
+PLOT = 2
+TABLES = 2
+REPORT = 2
 
 STATISTICS_FORMAT = 1
 """Format of the statistics file; readers refuse a newer one than they know."""

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from scipy import stats
 from snake import ROOT
 from synthetic import Plant, Shape
 
@@ -21,6 +22,7 @@ from moe_outliers import (
     validate_classes,
 )
 from moe_outliers.metrics import Criteria
+from moe_outliers.multiplicity import holm
 from moe_outliers.validate_classes import Truth
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
@@ -160,23 +162,60 @@ def test_the_mass_of_a_models_class_has_its_interval(collected):
     assert "Each of 8 sequences left out: 2 to 2 candidates" in story.cross_batch(told)
 
 
-def test_a_difference_is_that_of_the_same_texts(sweep, compared):
-    found, _ = sweep
-    means = {}
-    for model in PLANTED:
-        values = found[model]["values"].to_pandas()
-        values = values[(values["metric"] == "k90")].set_index("sequence")["value"]
-        means[model] = values
-    row = compared["differences"].to_pandas().query(
-        "metric == 'k90' and model_a == 'olmoe-1b-7b' and model_b == 'gpt-oss-20b'"
-    ).iloc[0]  # fmt: skip
-    paired = means["olmoe-1b-7b"] - means["gpt-oss-20b"]
-    assert row["estimate"] == pytest.approx(paired.mean())
-    assert row["n"] == 8
+def _by_text(own, metric, basis):
+    """A compared metric of one model by text, at the thresholds of the headline."""
+    values = own["values"].to_pandas()
+    values = values[(values["metric"] == metric) & values["sequence"].notna()]
+    values = values[values["basis"].eq(basis) if isinstance(basis, str) else values["basis"].isna()]
+    values = values[values[["kind", "mixer", "site", "block"]].isna().all(axis=1)]
+    values = values[values["alpha"].isin([6]) | values["alpha"].isna()]
+    values = values[values["position_share"].isin([0.06]) | values["position_share"].isna()]
+    text = own["sequences"].to_pandas().set_index("sequence")["text_sha256"]
+    return pd.Series(values["value"].to_numpy(), index=values["sequence"].map(text))
+
+
+def test_differences_are_paired_by_text_with_the_p_values_of_the_t_test(sweep, compared):
     rows = compared["differences"].to_pandas()
     assert len(rows) == 3 * len(comparison.COMPARED)
-    made = rows[rows["p"].notna()]
-    assert (made["p_holm"] >= made["p"] - 1e-15).all()
+    told = 0
+    for row in rows[rows["metric"] != "bits_per_byte_common"].itertuples():
+        a, b = (_by_text(sweep[0][m], row.metric, row.basis) for m in (row.model_a, row.model_b))
+        paired = (a - b).dropna()
+        assert row.n == len(paired)
+        if len(paired):
+            assert row.estimate == pytest.approx(paired.mean(), abs=1e-12)
+        if row.method == "t":
+            made = stats.ttest_1samp(paired, 0)
+            ends = made.confidence_interval(0.95)
+            assert (row.p, row.low, row.high) == pytest.approx((made.pvalue, *ends))
+            told += 1
+        else:
+            assert np.isnan(row.low)
+            assert np.isnan(row.p) or (row.p == 1 and not paired.any())
+    assert told > 9
+    assert (rows["estimate"].dropna() != 0).sum() > 9
+    for _, family in rows.groupby("metric"):
+        for _, pairs in family.groupby("basis", dropna=False):
+            assert np.allclose(pairs["p_holm"], holm(pairs["p"].to_numpy()), equal_nan=True)
+
+
+def test_correlations_are_those_of_the_models_means(sweep, compared):
+    rows = compared["correlations"].to_pandas()
+    found, models = sweep
+    sizes = [models[model]["params_b"] for model in PLANTED]
+    checked = 0
+    for row in rows[rows["property"] == "params_b"].itertuples():
+        if row.metric == "bits_per_byte_common":
+            continue
+        means = [_by_text(found[m], row.metric, row.basis).mean() for m in PLANTED]
+        there = ~np.isnan(means)
+        assert row.models == there.sum()
+        if there.sum() == 3 and np.ptp(means) > 0:
+            assert row.rho == pytest.approx(stats.spearmanr(sizes, means).statistic)
+            checked += 1
+    assert checked > 2
+    assert np.allclose(rows["p_holm"], holm(rows["p"].to_numpy()), equal_nan=True)
+    assert rows["least_abs_rho"].isna().all()  # three models show nothing
 
 
 def test_bits_per_byte_are_compared_on_the_bytes_that_all_models_predict(sweep, compared):
@@ -307,7 +346,7 @@ def test_false_discoveries_are_counted_model_by_model():
 
 @pytest.mark.slow
 def test_validation_in_full():
-    found = validate_classes.simulate([8, 16, 32], CRITERIA, models=500, confidence=0.95, seed=1)
+    found = validate_classes.simulate([8, 16, 32], CRITERIA, models=200, confidence=0.95, seed=1)
     rows, discoveries = (found[name].to_pandas() for name in ("classes", "discoveries"))
     assert discoveries["high"].max() <= 0.05
     null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]

@@ -17,15 +17,22 @@ WHERE = {"first": "o", "delimiter": "x"}
 SCHEMES = ("tensor", "token", "zeropoint", "mixed")
 
 
+FEWEST_ROWS = 4
+"""Rows of a panel of few features: their height says nothing."""
+
+
 def features_by_site(tables: Tables) -> Drawn:
     """Draw coverage by feature and site, a panel a model."""
     known = looks(tables["models"])
     features = tables["features"].set_index(["model", "feature"])
-    figure, panels = grid(len(known), columns=2, width=4.2, height=2.6)
+    profile = tables["profile"]
+    largest = profile.groupby(["model", "feature"])["coverage_share"].transform("max")
+    profile = profile[largest > 0]
+    most = max(profile.groupby("model")["feature"].nunique().max(), FEWEST_ROWS)
+    figure, panels = grid(len(known), columns=2, width=4.2, height=1.1 + 0.065 * most)
     told, image = [], None
     for axes, model in zip(panels, known, strict=True):
-        rows = tables["profile"][tables["profile"]["model"] == model]
-        rows = rows[rows.groupby("feature")["coverage_share"].transform("max") > 0]
+        rows = profile[profile["model"] == model]
         if rows.empty:
             empty(axes, model, "no outlier values at any site")
             continue
@@ -37,6 +44,7 @@ def features_by_site(tables: Tables) -> Drawn:
         )
         marks = [_mark(of.loc[f]) for f in order]
         axes.set(title=model, xlabel="site", yticks=range(len(order)), yticklabels=order)
+        axes.set_ylim(max(len(order), FEWEST_ROWS) - 0.5, -0.5)
         axes.tick_params(axis="y", labelsize=5)
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(len(order)), marks, fontsize=5)

@@ -25,7 +25,11 @@ EXPERTS = parquet.schema(
     load_ratio=(pa.float64(), "load_share times the number of experts: 1 for equal loads"),
     first_share=(pa.float64(), "share of the sequences whose position 0 picks the expert"),
     lift=(pa.float64(), "P(picked | outlier token) / P(picked), top 1 %, without position 0"),
-    lift_p=(pa.float64(), "two-sided permutation test over sequences of lift = 1"),
+    lift_p=(
+        pa.float64(),
+        "two-sided permutation test: picks at the outlier tokens in the own routes of each "
+        "sequence, against those in the routes of other sequences",
+    ),
     lift_q=(pa.float64(), "lift_p after Benjamini and Hochberg over all experts of the model"),
     lift_magnitude=(pa.float64(), "lift for tokens with abs(x) >= magnitude instead"),
     largest=(
