@@ -63,7 +63,7 @@ def test_the_planted_truth_is_recovered(tables):
     assert (at["n_dims"], at["candidates"], at["surrogate_n_dims"]) == (3, 3, 0)
 
 
-@pytest.mark.parametrize("size", [2, 16])
+@pytest.mark.parametrize("size", [1, 8, 16])
 def test_how_sequences_are_grouped_into_files_changes_no_number(model, tables, size, tmp_path):
     data, tokens = model
     paths = []

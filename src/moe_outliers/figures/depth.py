@@ -28,7 +28,7 @@ def features_by_site(tables: Tables) -> Drawn:
     profile = tables["profile"]
     largest = profile.groupby(["model", "feature"])["coverage_share"].transform("max")
     profile = profile[largest > 0]
-    most = max(profile.groupby("model")["feature"].nunique().max(), FEWEST_ROWS)
+    most = max([FEWEST_ROWS, *profile.groupby("model")["feature"].nunique()])
     figure, panels = grid(len(known), columns=2, width=4.2, height=1.1 + 0.065 * most)
     told, image = [], None
     for axes, model in zip(panels, known, strict=True):

@@ -136,8 +136,8 @@ def counted(axes: Axes, most: float, room: float = 1.3) -> None:
     """
     ticks = [0, *(step * 10**power for power in range(6) for step in (1, 2, 5))]
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(-0.08, max(most, 1) * room)
-    shown = [tick for tick in ticks if tick <= max(most, 1) * room]
+    axes.set_ylim(-0.08, max(1, most) * room)
+    shown = [tick for tick in ticks if tick <= max(1, most) * room]
     axes.set_yticks(shown, [f"{tick:,}" for tick in shown])
     axes.minorticks_off()
 
