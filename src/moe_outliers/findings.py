@@ -128,7 +128,7 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         and f"by x alone the class would be {row['class_x']}",
         "gain": row["surrogate_n_dims"] > 0
         and f"Gaussian activations behind this model's gains would give "
-        f"{row['surrogate_n_dims']} candidates",
+        f"{row['surrogate_n_dims']} candidate{'s' if row['surrogate_n_dims'] > 1 else ''}",
         "threshold": stable["low"] == stable["high"]
         and f"the class holds at {stable['low']:g} alone, not at the thresholds next to it",
         "stability": jaccard < STABLE_JACCARD
