@@ -30,7 +30,10 @@ def write(sweep: Sweep, folder: Path) -> int:
     results = sweep.directory / "results"
     source = results / "tables/summary.json"
     shown = {name: results / f"figures/{name}.svg" for name in FIGURES}
-    checks.refuse_damaged(sweep.directory, ["results/tables/summary.json", "results/figures"])
+    told = [f"results/plots/{name}.txt" for name in FIGURES]
+    checks.refuse_damaged(
+        sweep.directory, ["results/tables/summary.json", "results/figures", *told]
+    )
     summary = files.read_json(source)
     words = {name: (results / f"plots/{name}.txt").read_text("utf-8") for name in FIGURES}
     text = "\n".join(_lines(summary, words))
@@ -51,7 +54,7 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
     yield from _figure(OPENING, words)
     yield from (f"- {_plain(line)}" for line in more)
     yield "\n## The models beside each other\n"
-    yield from (f"- {_plain(line)}" for line in story.differences(summary))
+    yield from (f"- {_plain(line)}" for line, _ in story.differences(summary))
     for section in report.SECTIONS:
         names = [n for n, entry in FIGURES.items() if entry.section == section and n != OPENING]
         if section != report.SECTIONS[0] and names:
@@ -79,7 +82,8 @@ def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield "| | estimate, interval | made by |\n| --- | --- | --- |"
     yield from (f"| {_plain(' | '.join(row))} |" for row in story.numbers(found))
     yield ""
-    yield from (f"- {_plain(line)}" for line in story.controls(found))
+    lines = [*story.controls(found), story.agreement(found)]
+    yield from (f"- {_plain(line)}" for line in lines)
     yield from (f"- {_plain(line)}" for line in story.legacy(found))
     yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])
 

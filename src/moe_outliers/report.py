@@ -18,6 +18,18 @@ TEMPLATE = "report.html.jinja"
 SECTIONS = ("Comparison", "Depth", "Experts", "Controls", "Legacy")
 FEATURES = 12
 
+MARKS = {
+    "systematic": "●",
+    "banded": "■",
+    "probabilistic": "▲",
+    "mixed": "◐",
+    "gain_explained": "✖",
+    "indeterminate": "◆",
+    "no_outliers": "○",
+    "unclassified": "✚",
+}
+"""The mark of each class of a model, as in the figures; it stands beside the word, never alone."""
+
 
 def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, Any]]) -> str:
     """Write the report.
@@ -28,13 +40,18 @@ def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, A
         costs: as `costs` returns them.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"interval": story.interval, "named": story.named}
     template = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text(encoding="utf-8")
     figures = {name: _figure(name, plots) for name in FIGURES}
     return environment.from_string(template).render(
         version=__version__,
         summary=summary,
-        answer=list(story.answer(summary)),
+        headline=story.headline(summary),
+        measured=story.measured(summary),
+        classes=[(kind, story.CLASSES[kind]) for kind in story.classes(summary)],
+        marks=MARKS,
         differences=list(story.differences(summary)),
+        correlations=list(story.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
         models=[_model(model, found) for model, found in story.models_of(summary).items()],
         validation=summary["validation"],
@@ -93,6 +110,7 @@ def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
         "name": model,
         "found": found,
         "how_sure": story.how_sure(model, found),
+        "evidence": story.evidence(found),
         "numbers": list(story.numbers(found)),
         "features": features[:FEATURES],
         "controls": list(story.controls(found)),

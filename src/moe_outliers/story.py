@@ -47,35 +47,85 @@ def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
     return dict(sorted(summary["models"].items(), key=lambda item: item[1]["number"]))
 
 
+def headline(summary: Summary) -> str:
+    """Say which models have systematic outlier features: what everybody asks first."""
+    models = models_of(summary)
+    kinds = {model: found["model_class"] for model, found in models.items()}
+    names = [model for model, kind in kinds.items() if kind == "systematic"]
+    unknown = [m for m, kind in kinds.items() if kind in ("indeterminate", "unclassified")]
+    if len(models) == 1:
+        (model,) = models
+        if unknown:
+            return f"{model}: it cannot be told whether it is systematic."
+        return f"{model} is {'' if names else 'not '}systematic."
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        said = f"{len(names)} of {len(models)} models {verb} systematic: {_listed(names)}."
+    else:
+        said = f"None of {len(models)} models is systematic."
+    return f"{said} It cannot be told for {_listed(unknown)}." if unknown else said
+
+
 def answer(summary: Summary) -> Iterator[str]:
     """Say which models are of which class, and how sure that is."""
     models = models_of(summary)
-    kinds: dict[str, list[str]] = {}
-    for model, found in models.items():
-        kinds.setdefault(found["model_class"], []).append(model)
-    sequences = sorted({found["sequences"] for found in models.values()})
-    read = " or ".join(map(str, sequences))
-    measured = "model was" if len(models) == 1 else "models were"
-    yield f"{len(models)} {measured} measured on {read} sequences each."
-    for kind, said in CLASSES.items():
-        if names := kinds.get(kind):
-            verb = "is" if len(names) == 1 else "are"
-            yield f"{len(names)} {verb} {said}: {', '.join(names)}."
+    yield headline(summary)
+    yield measured(summary)
+    for kind, names in classes(summary).items():
+        verb = "is" if len(names) == 1 else "are"
+        yield f"{len(names)} {verb} {CLASSES[kind]}: {', '.join(names)}."
     yield from (how_sure(model, found) for model, found in models.items())
+
+
+def measured(summary: Summary) -> str:
+    """Say how much was read."""
+    models = models_of(summary).values()
+    sequences = " or ".join(map(str, sorted({found["sequences"] for found in models})))
+    tokens = " or ".join(f"{n:,}" for n in sorted({found["tokens"] for found in models}))
+    said = "model was" if len(models) == 1 else "models were"
+    return f"{len(models)} {said} measured on {sequences} sequences of {tokens} tokens each."
+
+
+def classes(summary: Summary) -> dict[str, list[str]]:
+    """Return the classes that occur, in the order of CLASSES, with their models."""
+    kinds: dict[str, list[str]] = {}
+    for kind in CLASSES:
+        for model, found in models_of(summary).items():
+            if found["model_class"] == kind:
+                kinds.setdefault(kind, []).append(model)
+    return kinds
+
+
+def evidence(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model's class rests on; None where there is no such thing.
+
+    Returns:
+        `features`: how many are of the model's class; `mass`: the share of the outlier mass that
+        they hold; `extent`: of the outlier features; both with intervals; `stable`: the
+        thresholds around the one that is set at which the class is the same.
+    """
+    kind = found["model_class"]
+    mass = found["mass_shares"].get(kind)
+    extent = found["numbers"].get("extent_site_share", {}).get("fires")
+    return {
+        "features": int(found["classes_of_features"][kind]) if mass else None,
+        "mass": mass,
+        "extent": extent if extent and extent["estimate"] is not None else None,
+        "stable": _stable(found, "model_class", "alpha"),
+    }
 
 
 def how_sure(model: str, found: Mapping[str, Any]) -> str:
     """Say a model's class with the evidence for it."""
-    kind = found["model_class"]
-    label = kind.replace("_", " ")
+    label, shown = named(found["model_class"]), evidence(found)
     parts = [f"{model} is called {label}"]
-    if mass := found["mass_shares"].get(kind):
-        count = int(found["classes_of_features"][kind])
-        features = "1 feature is" if count == 1 else f"{count} features are"
-        parts.append(f"{features} {label}, with a share of the outlier mass of {interval(mass)}")
-    extent = found["numbers"].get("extent_site_share", {}).get("fires")
-    if extent and extent["estimate"] is not None:
-        parts.append(f"mean extent of the outlier features {interval(extent)}")
+    if shown["mass"]:
+        one = shown["features"] == 1
+        noun, holds = ("feature is", "holds") if one else ("features are", "hold")
+        mass = interval(shown["mass"], percent=True)
+        parts.append(f"{shown['features']} {noun} {label} and {holds} {mass} of the outlier mass")
+    if shown["extent"]:
+        parts.append(f"mean extent of the outlier features {interval(shown['extent'])}")
     if stable := _range(found, "model_class", "alpha"):
         parts.append(f"the class is {stable}")
     return "; ".join(parts) + "."
@@ -85,12 +135,12 @@ def controls(found: Mapping[str, Any]) -> Iterator[str]:
     """Say what the controls of a model show."""
     expected, got = found["surrogate_n_dims"], found["candidates"]
     yield (
-        f"{got} features pass by x; Gaussian activations behind the model's own gains would give "
-        f"{expected}."
+        f"Features that pass by x: {got}; Gaussian activations behind the model's own gains would "
+        f"give {expected}."
     )
-    by = {name: found[f"class_{name}"].replace("_", " ") for name in ("x", "z")}
+    by = {name: named(found[f"class_{name}"]) for name in ("x", "z")}
     yield f"By x alone the model would be {by['x']}, by z alone {by['z']}."
-    for headline, said in (
+    for number, said in (
         ("model_class", "The class"),
         ("n_dims_sequence", "The number of features"),
     ):
@@ -98,23 +148,45 @@ def controls(found: Mapping[str, Any]) -> Iterator[str]:
             ("alpha", "the threshold"),
             ("position_share", "the share of positions"),
         ):
-            if stable := _range(found, headline, along):
+            if stable := _range(found, number, along):
                 yield f"{said} along {name}: {stable}."
 
 
-def differences(summary: Summary) -> Iterator[str]:
-    """Say which differences between models survive the correction for their number."""
-    kinds: dict[str, list[str]] = {}
+def differences(summary: Summary) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Say of each number how many differences between models survive the correction.
+
+    Yields:
+        A sentence, and the rows of these pairs: model_a, model_b and the difference.
+    """
+    models = len(summary["models"])
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
     for row in summary["differences"]:
-        meaning, basis = NUMBERS.get(row["metric"], (METRICS[row["metric"]].meaning, "fires"))
-        if row["basis"] not in (basis, None):
-            meaning += f", by {row['basis']}"
-        said = f"{row['model_a']} less {row['model_b']} {interval(row)}"
-        kinds.setdefault(meaning, []).append(said)
+        kinds.setdefault(_meaning(row), []).append(row)
     for meaning, found in kinds.items():
-        yield f"{meaning[0].upper()}{meaning[1:]}: {'; '.join(found)}."
-    if not kinds:
-        yield "No difference between two models survives Holm's correction over all pairs."
+        most = max(found, key=lambda row: abs(row["estimate"]))
+        yield (
+            f"{meaning}: {len(found)} of {models * (models - 1) // 2} pairs differ; most: "
+            f"{most['model_a']} less {most['model_b']} {interval(most)}.",
+            found,
+        )
+
+
+def correlations(summary: Summary) -> Iterator[str]:
+    """Say which numbers go with a property of the models, after the correction."""
+    for row in summary["correlations"]:
+        yield (
+            f"{_meaning(row)} goes with {named(row['property'])}: rank correlation "
+            f"{row['rho']:.2f} over {row['models']} models."
+        )
+    if not summary["correlations"]:
+        yield "No number goes with a property of the models, after Holm's correction."
+
+
+def _meaning(row: Mapping[str, Any]) -> str:
+    """Say what a metric is, to begin a sentence, and what fires if it is not the usual."""
+    meaning, basis = NUMBERS.get(row["metric"], (METRICS[row["metric"]].meaning, "fires"))
+    other = "" if row["basis"] in (basis, None) else f", by {row['basis']}"
+    return f"{meaning[0].upper()}{meaning[1:]}{other}"
 
 
 def legacy(found: Mapping[str, Any]) -> Iterator[str]:
@@ -159,22 +231,41 @@ def _method(number: Mapping[str, Any]) -> str:
     return f"{number['method']}{special}"
 
 
-def interval(number: Mapping[str, Any]) -> str:
+def interval(number: Mapping[str, Any], *, percent: bool = False) -> str:
     """Write a number with its interval."""
     if number["estimate"] is None:
         return "not defined"
-    text = f"{number['estimate']:.3g}"
+    form = ".0%" if percent else ".3g"
+    text = f"{number['estimate']:{form}}"
     if number.get("low") is not None:
-        text += f" [{number['low']:.3g}, {number['high']:.3g}]"
+        text += f" [{number['low']:{form}}, {number['high']:{form}}]"
     return text
 
 
-def _range(found: Mapping[str, Any], headline: str, along: str) -> str:
+def named(kind: str) -> str:
+    """Write the name of a class in words."""
+    return kind.replace("_", " ")
+
+
+def _listed(names: list[str]) -> str:
+    """Write names as a sentence lists them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _stable(found: Mapping[str, Any], headline: str, along: str) -> Mapping[str, Any] | None:
     for row in found["stable_ranges"]:
         if (row["headline"], row["along"], row["basis"]) == (headline, along, "fires"):
-            what = "alpha" if along == "alpha" else "position share"
-            return (
-                f"the same for {what} from {row['low']:g} to {row['high']:g} "
-                f"(tried {row['tried_low']:g} to {row['tried_high']:g})"
-            )
-    return ""
+            stable: Mapping[str, Any] = row
+            return stable
+    return None
+
+
+def _range(found: Mapping[str, Any], headline: str, along: str) -> str:
+    row = _stable(found, headline, along)
+    if row is None:
+        return ""
+    what = "alpha" if along == "alpha" else "position share"
+    return (
+        f"the same for {what} from {row['low']:g} to {row['high']:g} "
+        f"(tried {row['tried_low']:g} to {row['tried_high']:g})"
+    )

@@ -16,6 +16,9 @@ TOP = 12
 
 NUMBERS = ("estimate", "low", "high", "unit", "method", "n", "degenerate")
 
+AGREEMENT = ("n_dims", "extent_share", "jaccard", "spearman")
+"""Columns of the table `cross_batch` that the summary gives the mean of."""
+
 
 def summarise(
     tables: Mapping[str, pa.Table], criteria: Mapping[str, float], seed: int

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -63,8 +64,30 @@ def summary(demo):
 def test_the_page_opens_with_the_answer(page, summary):
     levels = [heading for heading in page.headings if heading[0] == 2]
     assert levels[0][1] == "The answer"
-    for line in story.answer(summary):
-        assert line in page.words
+    assert story.headline(summary) in page.words
+    for model, found in summary["models"].items():
+        assert story.how_sure(model, found) in page.words
+        assert story.agreement(found) in page.words
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["systematic", "banded"], "1 of 2 models is systematic: a."),
+        (["systematic", "systematic", "mixed"], "2 of 3 models are systematic: a and b."),
+        (["banded", "no_outliers"], "None of 2 models is systematic."),
+        (["systematic"], "a is systematic."),
+        (["banded"], "a is not systematic."),
+        (["banded", "unclassified"], "None of 2 models is systematic. It cannot be told for b."),
+        (["indeterminate"], "a: it cannot be told whether it is systematic."),
+    ],
+)
+def test_the_first_sentence_says_which_models_are_systematic(classes, said):
+    models = {
+        name: {"number": f"0{n}", "model_class": kind}
+        for n, (name, kind) in enumerate(zip("abc", classes, strict=False))
+    }
+    assert story.headline({"models": models}) == said
 
 
 def test_every_figure_is_in_it_with_its_words_and_nothing_is_fetched(page):
@@ -86,6 +109,15 @@ def test_it_can_be_walked_by_keyboard_and_heard(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("caption")) == len(page.all("table"))
     assert all("scope" in attributes for attributes in page.all("th"))
+    for region in (each for each in page.all("div") if each.get("class") == "table"):
+        assert region["role"] == "region"
+        assert region["tabindex"] == "0"
+        assert region["aria-labelledby"] in targets
+    assert page.all("a")[0]["class"] == "skip"
+    assert [len(page.all(landmark)) for landmark in ("header", "nav", "main", "h1")] == [1] * 4
+    marks = [each for each in page.all("span") if each.get("class") == "mark"]
+    assert marks
+    assert all(each["aria-hidden"] == "true" for each in [*marks, *page.all("svg")])
     levels = [level for level, _ in page.headings]
     assert levels[0] == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -102,8 +134,32 @@ def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
     assert summary["settings"]["confidence"] == 0.95
     settings = summary["settings"] | {"confidence": 0.9}
     text = report.page(summary | {"settings": settings}, demo.folder / "results/plots", [])
-    assert "Intervals are of 90 % confidence" in text
+    assert "intervals are of 90 % confidence" in text
     assert "95 %" not in _Page(text).words
+
+
+def test_every_text_can_be_read_by_light_and_in_the_dark():
+    """Contrast of WCAG 2.2: 4.5 for text, 3 for the ring around what has the focus."""
+    style = (resources.files("moe_outliers") / "data" / report.TEMPLATE).read_text()
+    roots = re.findall(r":root \{ (--.*?) \}", style)
+    assert len(roots) == 3  # by light, in the dark, in print
+    for root in roots:
+        colours = dict(re.findall(r"--(\w+): (#\w{6});", root))
+        for name in ("text", "quiet", "link"):
+            assert _contrast(colours[name], colours["page"]) >= 4.5, (name, root)
+        assert _contrast(colours["text"], colours["raised"]) >= 4.5
+        if "focus" in colours:
+            assert _contrast(colours["focus"], colours["page"]) >= 3
+
+
+def _contrast(*colours):
+    """Return the contrast of two colours: WCAG 2.2, relative luminance."""
+    light = []
+    for colour in colours:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light)
 
 
 @pytest.mark.fault(95)
@@ -154,6 +210,62 @@ def test_the_browser_shows_it_without_a_complaint(demo, tmp_path, path):
     shown, console = _open(demo.folder / path, tmp_path, "--enable-logging=stderr", "--v=0")
     assert not [line for line in console if re.search("error|refused|failed", line, re.I)], console
     assert "The answer" in shown
+
+
+@browser
+def test_the_first_table_in_the_browser_says_what_the_summary_says(demo, summary, tmp_path):
+    shown, _ = _open(demo.folder / "results/report.html", tmp_path)
+    table = re.search(r'<table class="glance">.*?<tbody>(.*?)</tbody>', shown, re.S)[1]
+    rows = [
+        [_Page(cell).words for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.S)]
+        for row in re.findall(r"<tr.*?</tr>", table, re.S)
+    ]
+    assert [row[0] for row in rows] == sorted(
+        summary["models"], key=lambda model: summary["models"][model]["number"]
+    )
+    for model, kind, features, mass, extent, stable in rows:
+        found = summary["models"][model]
+        name = found["model_class"]
+        assert kind[1:] == name.replace("_", " ")
+        assert int(features) == found["classes_of_features"][name]
+        assert mass.partition(" ")[0] == f"{found['mass_shares'][name]:.0%}"
+        number = found["numbers"]["extent_site_share"]["fires"]
+        ends = [number[each] for each in ("estimate", "low", "high")]
+        if number["estimate"] is None:
+            assert extent == "\N{EN DASH}"
+        else:
+            told = [float(each) for each in re.findall(r"[\d.]+", extent)]
+            assert told == pytest.approx(ends, abs=6e-4)
+        (row,) = [
+            row
+            for row in found["stable_ranges"]
+            if (row["headline"], row["along"], row["basis"]) == ("model_class", "alpha", "fires")
+        ]
+        assert [float(each) for each in stable.split(" to ")] == [row["low"], row["high"]]
+
+
+@browser
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1280, True)])
+def test_the_page_fits_its_window_and_follows_its_owners_colours(demo, tmp_path, width, dark):
+    """No scrolling sideways but within tables; a copy of the page, in a frame, tells its sizes."""
+    tells = (
+        "<script>addEventListener('load', () => { const root = document.documentElement;"
+        "parent.postMessage([root.clientWidth, root.scrollWidth, "
+        "getComputedStyle(document.body).backgroundColor].join(' '), '*'); })</script>"
+    )
+    text = (demo.folder / "results/report.html").read_text()
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{tells}</body>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<title></title><script>onmessage = (told) => { document.title = told.data; }</script>"
+        f'<iframe src="page.html" style="border: 0" width="{width}" height="900"></iframe>'
+    )
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    shown, _ = _open(frame, tmp_path / "profile", scheme)
+    inner, whole, colour = re.search(r"<title>(\d+) (\d+) (.+?)</title>", shown).groups()
+    assert width - 20 <= int(inner) <= width
+    assert int(whole) <= int(inner)
+    assert colour == ("rgb(22, 22, 22)" if dark else "rgb(255, 255, 255)")
 
 
 @browser
