@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from moe_outliers import sweep
 
@@ -22,7 +23,19 @@ WIDE = 200
 
 STYLES = {"missing": "dim", "damaged": "red", "invalid": "red"}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Program(TyperGroup):
+    """All commands: what cannot be done is said in one line, and ends with status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with _refusals():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Program, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 export = typer.Typer(no_args_is_help=True, help="Write a finished sweep in a form for others.")
 app.add_typer(export, name="export")
 
@@ -88,8 +101,7 @@ def status(
         console.print(_table(status.status(found)))
         return
     if not console.is_terminal:
-        with _refusals():
-            raise ValueError("--watch needs a terminal: leave it away, or ask for --json")
+        raise ValueError("--watch needs a terminal: leave it away, or ask for --json")
     with (
         suppress(KeyboardInterrupt),
         Live(_table(status.status(found)), console=console, auto_refresh=False) as live,
@@ -104,10 +116,9 @@ def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
     """Examine this machine: packages, disk, GPU, hub, RunPod, SSH; each fault with its fix."""
     from moe_outliers import doctor
 
-    root = _load(directory, None, workflow).workflow
     signs = {"ok": "ok     ", "warning": "warning", "fault": "FAULT  "}
     broken = False
-    for finding in doctor.examine(root, directory):
+    for finding in doctor.examine(sweep.root(workflow), directory):
         fix = f"\n        {finding.fix}" if finding.fix else ""
         typer.echo(f"{signs[finding.state]} {finding.what}: {finding.found}{fix}")
         broken |= finding.state == "fault"
@@ -150,14 +161,13 @@ def dataset(
 
 def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
     """Let the module of a form write it."""
-    with _refusals():
-        try:
-            module = import_module(f"moe_outliers.{form}")
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
-            ) from None
-        typer.echo(f"{folder}: {module.write(found, folder)} files")
+    try:
+        module = import_module(f"moe_outliers.{form}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
+        ) from None
+    typer.echo(f"{folder}: {module.write(found, folder)} files")
 
 
 def _table(found: dict[str, Any]) -> "RenderableType":
@@ -205,8 +215,7 @@ def _pods(found: Any) -> "Iterator[RenderableType]":
 
 
 def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -> sweep.Sweep:
-    with _refusals():
-        return sweep.load(directory, overlays or [], workflow)
+    return sweep.load(directory, overlays or [], workflow)
 
 
 @contextmanager
@@ -214,6 +223,10 @@ def _refusals() -> Iterator[None]:
     """Say what is wrong in one line, and end with status 1."""
     try:
         yield
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # whoever read this has read enough
+            raise
+        from moe_outliers import job
+
+        typer.echo(f"error: {job.said(error)}", err=True)
         raise typer.Exit(1) from None

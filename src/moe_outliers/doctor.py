@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from moe_outliers import sweep
+
 HUB = "https://huggingface.co"
 PATIENCE_S = 10
 RESULTS_GB = 5
@@ -49,6 +51,7 @@ def examine(workflow: Path, directory: Path) -> Iterator[Finding]:
     """
     yield python()
     yield packages(workflow / "envs/constraints.txt")
+    yield settings(workflow)
     yield disk(directory)
     yield writable(directory)
     yield from gpu()
@@ -77,6 +80,16 @@ def packages(constraints: Path) -> Finding:
         return Finding("packages", "ok", f"{len(installed)} installed, all as pinned")
     listed = ", ".join(f"{name} {version}" for name, version in sorted(other.items())[:5])
     return Finding("packages", "warning", f"not as pinned: {listed}", "make install")
+
+
+def settings(workflow: Path) -> Finding:
+    """Read the settings and the table of models."""
+    try:
+        found = sweep.load(Path(), [], workflow)
+    except ValueError as error:
+        fix = "mend config/config.yaml: config/README.md explains every key"
+        return Finding("settings", "fault", str(error), fix)
+    return Finding("settings", "ok", f"{len(found.models)} models: {', '.join(found.models)}")
 
 
 def disk(directory: Path) -> Finding:

@@ -19,14 +19,15 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
 
     Args:
         sweep: the sweep that it belongs to.
-        path: the file, relative to the sweep's directory.
+        path: the file; relative to the sweep's directory, or to where one is.
 
     Yields:
         Findings, the last being what Snakemake would do.
     """
-    with chdir(sweep.directory):
-        if path.is_absolute() and path.is_relative_to(here := Path.cwd()):
-            path = path.relative_to(here)
+    directory = sweep.directory.absolute()
+    if path.absolute().is_relative_to(directory):
+        path = path.absolute().relative_to(directory)
+    with chdir(directory):
         faults, pair = {}, None
         for model in sweep.models:
             pairs = sweep.pairs(model)
@@ -66,8 +67,8 @@ def decision(sweep: Sweep, path: Path) -> str:
             )
             return f"built: {_shorten(told_reason)}"
     if done.returncode:
-        last = (done.stdout.strip() or done.stderr.strip() or "without a word").splitlines()[-1]
-        return f"Snakemake stops: {last}"
+        error = re.search(r"^\w+(?:Error|Exception)\b[^\n]*:\n(.+)$", told, re.MULTILINE)
+        return f"Snakemake stops: {error[1].strip() if error else told.strip()}"
     return "not built by itself, but something that it depends on is"
 
 

@@ -57,16 +57,16 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
                 record(product)
     except Exception as error:
         logging.exception("the job failed")
-        print(f"error: {_said(error)}\n(the traceback is in {job.log[0]})", file=sys.stderr)
+        print(f"error: {said(error)}\n(the traceback is in {job.log[0]})", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Say what an exception says; if a disk is full, with the fix."""
-    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    if os.strerror(errno.ENOSPC) in said:
-        said += "\na disk is full: free some and run the same command again; nothing is lost"
-    return files.printable(said)
+    told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    if os.strerror(errno.ENOSPC) in told:
+        told += "\na disk is full: free some and run the same command again; nothing is lost"
+    return files.printable(told)
 
 
 class _Printable(logging.Formatter):

@@ -82,7 +82,7 @@ def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield "| | estimate, interval | made by |\n| --- | --- | --- |"
     yield from (f"| {_plain(' | '.join(row))} |" for row in story.numbers(found))
     yield ""
-    lines = [*story.controls(found), story.agreement(found)]
+    lines = [*story.controls(found), story.cross_batch(found)]
     yield from (f"- {_plain(line)}" for line in lines)
     yield from (f"- {_plain(line)}" for line in story.legacy(found))
     yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])

@@ -46,23 +46,42 @@ def load(directory: Path, overlays: Sequence[Path], workflow: Path | None = None
         workflow: the folder of the Snakefile; None: this folder or the nearest above it.
 
     Raises:
-        ValueError: if there is no Snakefile, or the settings are not valid.
+        ValueError: if there is no Snakefile or no such directory, or the settings are not valid.
+    """
+    above = root(workflow)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder: --directory names the one with results/")
+    config: dict[str, Any] = {}
+    for path in (above / "config/config.yaml", *overlays):
+        config = _over(config, _settings(path))
+    rows = configuration.models(config, above / config["table"], above / "config/schemas")
+    return Sweep(above, directory, tuple(overlays), config, rows)
+
+
+def root(workflow: Path | None) -> Path:
+    """Return the folder of the Snakefile: as given, or this one, or the nearest above it.
+
+    Raises:
+        ValueError: if there is none.
     """
     here = Path.cwd()
     candidates = [workflow] if workflow else [here, *here.parents]
-    root = next((folder for folder in candidates if (folder / "Snakefile").is_file()), None)
-    if root is None:
-        raise ValueError(
-            f"{candidates[0]}: no Snakefile here or above: go to the workflow's folder"
-        )
-    config: dict[str, Any] = {}
-    for path in (root / "config/config.yaml", *overlays):
-        if not path.is_file():
-            raise ValueError(f"{path}: no such settings file")
-        config = _over(config, yaml.safe_load(path.read_text()) or {})
-    table = root / config["table"]
-    rows = configuration.models(config, table, root / "config/schemas")
-    return Sweep(root, directory, tuple(overlays), config, rows)
+    for folder in candidates:
+        if (folder / "Snakefile").is_file():
+            return folder
+    raise ValueError(f"{candidates[0]}: no Snakefile here or above: go to the workflow's folder")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such settings file")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: no settings: it must hold keys with values, such as `seed: 0`")
+    return found
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`moe-outliers status` on a finished sweep, and on one that was damaged."""
+"""`moe-outliers status` and `explain` on a finished sweep, and on one that was damaged."""
 
 import json
 import os
@@ -75,3 +75,46 @@ def test_a_watched_status_needs_a_terminal_and_ends_with_ctrl_c(demo):
         assert process.wait(timeout=30) == 0
     os.close(ours)
     assert b"mini-gpt-oss-b" in seen
+
+
+def explain(demo, path):
+    where = ["--directory", str(demo.folder), "--configfile", str(demo.overlay)]
+    done = subprocess.run(
+        [PROGRAM, "explain", str(path), *where],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def test_what_is_finished_is_explained_by_its_receipt_or_its_digest(demo):
+    said = explain(demo, "results/extract/mini-glm/03.json")
+    assert said["valid"] == "yes: whole, of this model and these settings"
+    assert said["settings"] == "the same as now"
+    assert "torch" in said["made by"]
+    assert said["next run"] == "not built: nothing to be done"
+    path = "results/verify/mini-olmoe.json"
+    for named in (path, demo.folder / path):
+        said = explain(demo, named)
+        assert said["valid"] == f"yes, by results/.digests/{path.removeprefix('results/')}.json"
+        assert said["next run"] == "not built: nothing to be done"
+
+
+def test_what_is_damaged_missing_or_unknown_is_explained(demo, tmp_path):
+    copy = demo.copy(tmp_path / "copy")
+    statistics, _ = copy.pair("mini-glm", 3)
+    statistics.write_bytes(statistics.read_bytes()[:-1])
+    said = explain(copy, "results/extract/mini-glm/03.nc")
+    assert said["valid"].startswith("no: ")
+    assert said["next run"].startswith("built: marked as damaged")
+    (copy.folder / "results/plots/forest.svg").unlink()
+    said = explain(copy, "results/plots/forest.svg")
+    assert said["results/plots/forest.svg"] == "missing"
+    assert said["next run"].startswith("built: Missing output files: results/plots/forest.svg")
+    said = explain(copy, "results/report.html")
+    assert said["next run"].startswith("built: Input files updated by another job")
+    said = explain(copy, "results/nonsense.txt")
+    assert said["next run"].startswith("Snakemake stops: No rule to produce results/nonsense.txt")
