@@ -6,6 +6,7 @@ Source: RO-Crate 1.1; Workflow Run RO-Crate, profile Process Run Crate 0.5
 
 import importlib.metadata
 from collections.abc import Iterator
+from contextlib import chdir
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from moe_outliers import __version__, files, job, receipts
+from moe_outliers import __version__, checks, files, job, receipts
+from moe_outliers.status import STEPS, WHOLE
 from moe_outliers.sweep import Sweep
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 LICENSE = "https://spdx.org/licenses/MIT"
-INPUTS = ("config/config.yaml", "config/models.tsv", "config/README.md")
-PROGRAM = ("Snakefile", "rules/*.smk", "scripts/*.py", "envs/constraints.txt")
+INPUTS = ("config/config.yaml", "config/README.md")
+PROGRAM: tuple[str, ...] = ("Snakefile", "rules/*.smk", "scripts/*.py", "envs/constraints.txt")
+PROGRAM += ("src/moe_outliers/**/*.py", "src/moe_outliers/data/*")
 TYPES = {
     ".nc": "application/x-netcdf",
     ".json": "application/json",
@@ -48,12 +51,11 @@ def write(sweep: Sweep, folder: Path) -> int:
         How many files it holds.
 
     Raises:
-        ValueError: if the folder exists, or there are no results.
+        ValueError: if the folder exists, or a result is missing or damaged.
     """
     files.must_be_new(folder)
+    _refuse_unfinished(sweep)
     results = list(_results(sweep))
-    if not results:
-        raise ValueError(f"{sweep.directory}/results: nothing to export: run snakemake first")
     crate = ROCrate(version="1.1")
     crate.name = "Outlier features of Mixture-of-Experts language models"
     crate.description = f"The sweep of {', '.join(sweep.models)}, with all that made it."
@@ -72,6 +74,20 @@ def write(sweep: Sweep, folder: Path) -> int:
     _action(crate, sweep, inputs, outputs, newest=max(p.stat().st_mtime for p in results))
     crate.write(folder)
     return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def _refuse_unfinished(sweep: Sweep) -> None:
+    """Make sure that every result is there and is what its rule wrote."""
+    steps = [path.format(model=model) for model in sweep.models for path in STEPS.values()]
+    checks.refuse_damaged(sweep.directory, [*steps, *WHOLE.values()])
+    with chdir(sweep.directory):
+        for model in sweep.models:
+            pairs = sweep.pairs(model)
+            faults = checks.pair_faults(pairs, checks.Hashes(checks.MEMORY))
+            for path in (pair.statistics for pair in pairs):
+                fault = faults.get(path) or (None if path.exists() else "is not there")
+                if fault:
+                    raise ValueError(f"{path}: {fault}: run snakemake first")
 
 
 def _action(
@@ -156,8 +172,10 @@ def _results(sweep: Sweep) -> Iterator[Path]:
 def _inputs(sweep: Sweep) -> Iterator[tuple[Path, str]]:
     for name in INPUTS:
         yield sweep.workflow / name, f"workflow/{name}"
-    for overlay in sweep.overlays:
-        yield overlay, f"workflow/overlays/{overlay.name}"
+    table = sweep.workflow / sweep.config["table"]
+    yield table, f"workflow/config/{table.name}"
+    for place, overlay in enumerate(sweep.overlays, 1):  # two may have one name
+        yield overlay, f"workflow/overlays/{place}/{overlay.name}"
 
 
 def _program(workflow: Path) -> Iterator[tuple[Path, str]]:

@@ -104,6 +104,43 @@ def test_a_file_that_is_no_table_is_not_published(demo, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("form", ["post", "rocrate"])
+def test_what_is_damaged_or_missing_is_not_exported(demo, tmp_path, form):
+    copy = demo.copy(tmp_path / "copy")
+    words = copy.folder / "results/plots/forest.txt"
+    told = words.read_text()
+    words.write_text(told + "x")
+    if form == "post":
+        code, said = export(copy, form, tmp_path / form)
+        assert code == 1
+        assert "forest.txt: the content differs from its recorded digest" in said
+        words.unlink()
+        assert (
+            "forest.txt is not there: run snakemake first" in export(copy, form, tmp_path / form)[1]
+        )
+    words.write_text(told)
+    (copy.folder / "results/figures/forest.pdf").unlink()
+    code, said = export(copy, form, tmp_path / form)
+    assert code == 1
+    assert "results/figures: the content differs from its recorded digest" in said
+    assert not (tmp_path / form).exists()
+
+
+def test_a_research_object_is_of_whole_batches_only(demo, tmp_path):
+    copy = demo.copy(tmp_path / "copy")
+    statistics, receipt = copy.pair("mini-glm", 3)
+    data = statistics.read_bytes()
+    statistics.write_bytes(data[:-1])
+    code, said = export(copy, "rocrate", tmp_path / "crate")
+    assert code == 1
+    assert re.search(r"results/extract/mini-glm/03\.nc: \d+ bytes, the receipt says \d+: run", said)
+    statistics.unlink()
+    receipt.unlink()
+    said = export(copy, "rocrate", tmp_path / "crate")[1]
+    assert "results/extract/mini-glm/03.nc: is not there: run snakemake first" in said
+    assert not (tmp_path / "crate").exists()
+
+
 def test_summary_and_status_are_as_their_schemas_say(demo, summary):
     jsonschema.validate(
         summary, json.loads((ROOT / "docs/schemas/summary.schema.json").read_text())
@@ -153,8 +190,14 @@ def test_a_research_object_holds_every_result_with_its_digest(demo, summary, tmp
         if path.is_file() and ".digests" not in path.parts
     }
     assert made <= set(held)
+    settings = yaml.safe_load(demo.overlay.read_text())
+    table = f"workflow/config/{Path(settings['table']).name}"
+    inputs = {table, "workflow/config/config.yaml", f"workflow/overlays/1/{demo.overlay.name}"}
+    program = {"workflow/Snakefile", "workflow/src/moe_outliers/extract.py"}
+    assert inputs | program <= set(held)
     (run,) = crate.get_by_type("CreateAction")
     assert {entity.id for entity in run["result"]} >= made
+    assert inputs <= {entity.id for entity in run["object"]}
     names = {entity["name"]: entity.get("value") for entity in run["object"]}
     assert names["outliers.magnitude"] == "6.0"
     used = {entity["name"] for entity in crate.get_by_type("SoftwareApplication")}
