@@ -43,12 +43,14 @@ class Project:
 
     Attributes:
         folder: of the Snakefile; results go there too.
+        python: of the environment that Snakemake runs in.
     """
 
     def __init__(self, folder: Path, emulator: Emulator, **account: Any) -> None:
         self.folder = folder
         self.account: Account = emulator.account(f"key-{secrets.token_hex(8)}", **account)
         self.variables: dict[str, str] = {}
+        self.python = PYTHON
         self.said: Said | None = None
         shutil.copytree(PROJECT, folder, symlinks=True)
         self.commit()
@@ -90,7 +92,7 @@ class Project:
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """Start a run in a session of its own."""
         return subprocess.Popen(
-            [str(PYTHON), "-m", "snakemake", "--profile", "runpod", *arguments],
+            [str(self.python), "-m", "snakemake", "--profile", "runpod", *arguments],
             cwd=self.folder,
             env=self.environment() | environment,
             stdout=subprocess.PIPE,

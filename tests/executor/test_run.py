@@ -6,9 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_run_ends_with_results_at_home_and_no_pod(undisturbed):
@@ -239,8 +242,43 @@ def test_a_failed_job_brings_its_log_and_what_it_had_finished(project, undisturb
     assert "part 0 is there" in project.log()
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """An environment of its own, made by the one command of docs/runpod.md."""
+    folder = tmp_path_factory.mktemp("plain")
+    source = folder / "source"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "envs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, source / name)
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv/bin/python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
+    install += ["-c", "envs/constraints.txt", ".[runpod]"]
+    done = subprocess.run(install, cwd=source, capture_output=True, text=True, check=False)
+    if "No matching distribution" in done.stderr or "connection" in done.stderr.lower():
+        pytest.skip(f"no index of packages here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    return python
+
+
 @pytest.mark.slow
-def test_a_foreign_workflow_needs_nothing_of_this_projects_science(project, undisturbed, tmp_path):
+@pytest.mark.timeout(900)
+def test_a_foreign_workflow_needs_this_distribution_and_no_torch(project, undisturbed, plain):
+    """Here, on the pods and in the rehearsal: installed is what pip brought, and nothing else."""
+    imports = [plain, "-c", "import snakemake_executor_plugin_runpod, moe_outliers.cli"]
+    assert subprocess.run(imports, cwd="/", check=False).returncode == 0
+    torch = [plain, "-c", "import torch"]
+    assert subprocess.run(torch, cwd="/", capture_output=True, check=False).returncode != 0
+    project.python = plain
+    project.rehearse()
+    project.ends_like(undisturbed, project(), pods=1)
+
+
+@pytest.mark.slow
+def test_a_foreign_workflow_imports_nothing_of_this_projects_science(
+    project, undisturbed, tmp_path
+):
     """Here, on the pods and in the rehearsal, importing moe_outliers or torch fails."""
     for name in ("moe_outliers", "torch"):
         (tmp_path / "without" / name).mkdir(parents=True)
