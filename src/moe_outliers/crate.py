@@ -72,7 +72,8 @@ def write(sweep: Sweep, folder: Path) -> int:
     for path, name in _program(sweep.workflow):
         _file(crate, path, name)
     _action(crate, sweep, inputs, outputs, newest=max(p.stat().st_mtime for p in results))
-    crate.write(folder)
+    with files.whole_folder(folder) as part:
+        crate.write(part)
     return sum(path.is_file() for path in folder.rglob("*"))
 
 

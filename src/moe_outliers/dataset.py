@@ -45,11 +45,12 @@ def write(sweep: Sweep, folder: Path) -> int:
     checks.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
     summary = files.read_json(tables / "summary.json")
     card = "\n".join(_card(summary, tables))
-    (folder / "data").mkdir(parents=True)
-    for name in TABLES:
-        shutil.copyfile(tables / f"{name}.parquet", folder / f"data/{name}.parquet")
-    shutil.copyfile(tables / "summary.json", folder / "summary.json")
-    files.write_bytes(folder / "README.md", card.encode())
+    with files.whole_folder(folder) as part:
+        (part / "data").mkdir(parents=True)
+        for name in TABLES:
+            shutil.copyfile(tables / f"{name}.parquet", part / f"data/{name}.parquet")
+        shutil.copyfile(tables / "summary.json", part / "summary.json")
+        files.write_bytes(part / "README.md", card.encode())
     return len(TABLES) + 2
 
 

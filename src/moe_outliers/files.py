@@ -84,6 +84,21 @@ def must_be_new(folder: Path) -> None:
         raise ValueError(f"{folder} exists: name a folder that does not")
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under a temporary name, and give it its own name when it is whole.
+
+    Yields:
+        The temporary path, of a folder that is not there yet.
+    """
+    part = folder.with_name(f".{folder.name}.{ATTEMPT}{PART}")
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a whole file atomically."""
     with replacing(path) as part:

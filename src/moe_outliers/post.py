@@ -37,11 +37,11 @@ def write(sweep: Sweep, folder: Path) -> int:
     summary = files.read_json(source)
     words = {name: (results / f"plots/{name}.txt").read_text("utf-8") for name in FIGURES}
     text = "\n".join(_lines(summary, words))
-    images = folder / "images"
-    images.mkdir(parents=True)
-    for name, path in shown.items():
-        shutil.copyfile(path, images / f"{name}.svg")
-    files.write_bytes(folder / "post.md", text.encode())
+    with files.whole_folder(folder) as part:
+        (part / "images").mkdir(parents=True)
+        for name, path in shown.items():
+            shutil.copyfile(path, part / f"images/{name}.svg")
+        files.write_bytes(part / "post.md", text.encode())
     return 1 + len(shown)
 
 
@@ -54,7 +54,10 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
     yield from _figure(OPENING, words)
     yield from (f"- {_plain(line)}" for line in more)
     yield "\n## The models beside each other\n"
-    yield from (f"- {_plain(line)}" for line, _ in story.differences(summary))
+    compared = [line for line, _ in story.differences(summary)]
+    compared = compared or ["No difference between two models survives Holm's correction."]
+    compared += story.correlations(summary)
+    yield from (f"- {_plain(line)}" for line in compared)
     for section in report.SECTIONS:
         names = [n for n, entry in FIGURES.items() if entry.section == section and n != OPENING]
         if section != report.SECTIONS[0] and names:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,21 @@ def test_what_is_damaged_or_missing_is_not_exported(demo, tmp_path, form):
     assert code == 1
     assert "results/figures: the content differs from its recorded digest" in said
     assert not (tmp_path / form).exists()
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize("form", ["post", "dataset", "rocrate"])
+def test_an_export_that_fills_the_disk_names_the_fix_and_leaves_nothing(demo, small_disk, form):
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file:
+        free = shutil.disk_usage(small_disk).free
+        os.posix_fallocate(file.fileno(), 0, free - 128 * 1024)
+    code, said = export(demo, form, small_disk / form)
+    assert code == 1
+    assert "a disk is full: free some and run the same command again" in said
+    assert list(small_disk.iterdir()) == [ballast]
+    ballast.unlink()
+    assert export(demo, form, small_disk / form)[0] == 0
 
 
 def test_a_research_object_is_of_whole_batches_only(demo, tmp_path):
