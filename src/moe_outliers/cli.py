@@ -171,24 +171,26 @@ def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
 
 
 def _table(found: dict[str, Any]) -> "RenderableType":
-    """Draw a status: a row a model, a line for the sweep, the pods."""
+    """Draw a status: a row a model, what each says that is not done, the sweep, the pods."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     steps = ["tokens", "verify", "metrics", "bootstrap"]
     table = Table("model", "batches", *steps, box=None)
-    table.add_column("progress", no_wrap=True, overflow="ellipsis")
+    told = []
     for model, row in found["models"].items():
         damaged = f" ({row['batches_invalid']} damaged)" if row["batches_invalid"] else ""
-        batches = f"{row['batches_valid']}/{row['batches_total']}{damaged}"
+        batches = Text(f"{row['batches_valid']}/{row['batches_total']}")
         states = [Text(row[step], STYLES.get(row[step], "")) for step in steps]
-        done = row["batches_valid"] == row["batches_total"]
-        table.add_row(model, batches, *states, "" if done else Text(row["progress"]))
+        table.add_row(model, batches.append(damaged, STYLES["damaged"]), *states)
+        if row["progress"] and row["batches_valid"] < row["batches_total"]:
+            line = f" {model}: {row['progress']}"
+            told.append(Text(line, no_wrap=True, overflow="ellipsis"))
     shared = Text(" all models: ")
     for name, state in found["sweep"].items():
         shared.append(f"{name} ").append(state, STYLES.get(state, "")).append("  ")
-    return Group(table, shared, *_pods(found["pods"]))
+    return Group(table, *told, shared, *_pods(found["pods"]))
 
 
 def _pods(found: Any) -> "Iterator[RenderableType]":

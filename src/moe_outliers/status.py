@@ -1,6 +1,7 @@
 """How far a sweep is: per model, batch by batch, from the files alone."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,9 @@ STEPS = {
 
 LOG = "logs/extract/{model}.log"
 
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")
+"""What stands before each line of a log."""
+
 LEDGER = ".snakemake/runpod/ledger.jsonl"
 
 WHOLE = {
@@ -38,15 +42,20 @@ def status(sweep: Sweep) -> dict[str, Any]:
     Returns:
         `models`: for each model batches_valid, batches_total, batches_invalid, and the state of
         each step: done, missing, damaged, or for verify valid or invalid, and `progress`, the last
-        line of the extraction's log; `sweep`: the state of what all models share; `pods`: a row a
-        job that has had a rented machine, with its dollars; null if none was ever rented here,
-        and `error` where the ledger cannot be read.
+        line that its extraction said, here or on a pod; `sweep`: the state of what all models
+        share; `pods`: a row a job that has had a rented machine, with its dollars; null if none was
+        ever rented here, and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
         hashes = checks.Hashes(checks.MEMORY)
         models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
         shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
-        return {"models": models, "sweep": shared, "pods": _pods()}
+        pods = _pods()
+    for job in pods if isinstance(pods, list) else []:
+        model = job["job"].removeprefix("extract ")
+        if job["said"] and model in models:
+            models[model]["progress"] = job["said"]
+    return {"models": models, "sweep": shared, "pods": pods}
 
 
 def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def _last_line(log: Path, most: int = 4096) -> str:
     with log.open("rb") as file:
         file.seek(max(log.stat().st_size - most, 0))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return STAMP.sub("", lines[-1]) if lines else ""
 
 
 def _state(product: Path, sha256: Callable[[Path], str]) -> str:

@@ -42,11 +42,16 @@ class Console:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text)
-        lines = [printable(line) for line in text.splitlines() if line.strip()]
-        lines = [line for line in lines if not CHATTER.match(line)]
-        if lines and lines[-1] != self._last and time.monotonic() - self._said >= self._every_s:
-            self._say(lines[-1][:LINE])
-            self._last, self._said = lines[-1], time.monotonic()
+        last = last_line(text)
+        if last and last != self._last and time.monotonic() - self._said >= self._every_s:
+            self._say(last)
+            self._last, self._said = last, time.monotonic()
+
+
+def last_line(text: str) -> str:
+    """Return the last line that a job itself printed, safe to print; nothing if there is none."""
+    lines = (printable(line) for line in reversed(text.splitlines()) if line.strip())
+    return next((line[:LINE] for line in lines if not CHATTER.match(line)), "")
 
 
 def read(path: Path) -> str:

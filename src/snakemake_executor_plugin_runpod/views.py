@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api import Offer, PodView
+from snakemake_executor_plugin_runpod.console import last_line, read
 from snakemake_executor_plugin_runpod.ledger import PREFIX, Lease, Ledger
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ def jobs(ledger: Ledger, folder: Path) -> list[Json]:
 
     Returns:
         For each job: job, phase, files done and all, pod, gpu, age in minutes of its last pod,
-        whether that may be alive, and dollars of all its pods.
+        whether that may be alive, dollars of all its pods, and what it said last while it works.
     """
     now = time.time()
     return [
@@ -41,6 +42,9 @@ def jobs(ledger: Ledger, folder: Path) -> list[Json]:
             "dollars": round(
                 sum(x.cost(now) for x in ledger.leases.values() if x.key == lease.key), 4
             ),
+            "said": last_line(read(ledger.folder / "logs" / f"{lease.name}.log"))
+            if lease.open
+            else "",
         }
         for lease in last_leases(ledger)
     ]

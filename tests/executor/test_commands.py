@@ -68,6 +68,9 @@ def test_beside_a_run_and_after_its_controller_was_killed(project):
         (job,) = ask(project, "status")
         assert job["alive"]
         assert (job["done"], job["pod"]) == (0, pod["pod"])
+        printed = command(project, "logs", "alpha").text
+        assert job["said"]
+        assert job["said"] in printed
         assert "in use by process" in command(project, "reap", "--yes").text
         shown = shlex.split(command(project, "ssh", "alpha", "--print").text)
         if shutil.which("ssh"):

@@ -33,6 +33,7 @@ def test_status_has_a_row_a_job_and_the_dollars_of_all_its_pods(undisturbed):
     assert [(job["job"], job["phase"], job["alive"]) for job in jobs] == [
         ("count alpha", "fetched", False)
     ]
+    assert jobs[0]["said"] == ""  # nothing works any more
     bill = undisturbed.account.change()["bill"]
     assert jobs[0]["dollars"] == pytest.approx(bill, rel=0.05, abs=2e-4)
     code, said = ask(undisturbed, "status")

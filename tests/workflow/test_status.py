@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_what_is_damaged_or_missing_is_told_apart(demo, tmp_path):
     table = status(copy)[1]
     assert "14/16 (1 damaged)" in table
     assert max(map(len, table.splitlines())) <= 200
+    assert re.search(r"^ mini-glm: forward passes: 16, each of 8 blocks; ", table, re.M), table
 
 
 def test_a_watched_status_needs_a_terminal_and_ends_with_ctrl_c(demo):
@@ -65,7 +67,7 @@ def test_a_watched_status_needs_a_terminal_and_ends_with_ctrl_c(demo):
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
     ) as process:
         os.close(theirs)
         seen = b""
@@ -74,7 +76,8 @@ def test_a_watched_status_needs_a_terminal_and_ends_with_ctrl_c(demo):
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
     os.close(ours)
-    assert b"mini-gpt-oss-b" in seen
+    for model in ("mini-qwen3-next", "mini-gpt-oss-b"):  # whole, in a window of 80 columns
+        assert model.encode() in seen
 
 
 def explain(demo, path):
