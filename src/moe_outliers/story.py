@@ -42,6 +42,18 @@ NUMBERS = {
 TYPES = {"first": "position 0", "delimiter": "delimiters", "other": "all other positions"}
 
 
+PROPERTIES = {
+    "params_b": "the number of parameters",
+    "active_b": "the number of active parameters",
+    "experts": "the number of experts",
+    "top_k": "the number of experts that a token is routed to",
+    "layers": "the number of layers",
+    "width": "the width",
+    "bits_per_byte_common": "bits per byte",
+}
+"""What a number of the models may go with: columns of their table, and how well they predict."""
+
+
 def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
     """Return the models in the order of the table of models."""
     return dict(sorted(summary["models"].items(), key=lambda item: item[1]["number"]))
@@ -175,7 +187,7 @@ def correlations(summary: Summary) -> Iterator[str]:
     """Say which numbers go with a property of the models, after the correction."""
     for row in summary["correlations"]:
         yield (
-            f"{_meaning(row)} goes with {named(row['property'])}: rank correlation "
+            f"{_meaning(row)} goes with {PROPERTIES[row['property']]}: rank correlation "
             f"{row['rho']:.2f} over {row['models']} models."
         )
     if not summary["correlations"]:

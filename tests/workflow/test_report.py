@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe_outliers import report, story
+from moe_outliers import comparison, report, story
 from moe_outliers.figures.catalogue import FIGURES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -67,7 +67,7 @@ def test_the_page_opens_with_the_answer(page, summary):
     assert story.headline(summary) in page.words
     for model, found in summary["models"].items():
         assert story.how_sure(model, found) in page.words
-        assert story.agreement(found) in page.words
+        assert story.cross_batch(found) in page.words
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,17 @@ def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
     text = report.page(summary | {"settings": settings}, demo.folder / "results/plots", [])
     assert "intervals are of 90 % confidence" in text
     assert "95 %" not in _Page(text).words
+
+
+def test_every_correlation_that_survives_is_told_in_words(demo, summary):
+    kept = [
+        {"property": name, "metric": "k90", "basis": "x", "models": 7, "rho": -0.9}
+        for name in (*comparison.PROPERTIES, "bits_per_byte_common")
+    ]
+    text = report.page(summary | {"correlations": kept}, demo.folder / "results/plots", [])
+    for said in story.PROPERTIES.values():
+        assert f"goes with {said}: rank correlation -0.90 over 7 models." in _Page(text).words
+    assert "No number goes with" not in text
 
 
 def test_every_text_can_be_read_by_light_and_in_the_dark():
