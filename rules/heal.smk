@@ -13,7 +13,6 @@ from snakemake.persistence.file import FilePersistence
 
 from moe_outliers import checks, files, owner
 from moe_outliers.failpoints import Failpoint, reach
-from moe_outliers.files import PART
 from moe_outliers.job import announce
 
 state = Path(".snakemake/moe-outliers")
@@ -25,15 +24,13 @@ def clear_after_dead_owner():
     for folder in ("locks", "backups"):
         shutil.rmtree(Path(".snakemake", folder), ignore_errors=True)
     for path in files.below("results"):
-        if path.name.startswith(".") and path.name.endswith(PART):
+        if path.name.startswith(".") and path.name.endswith(files.PART):
             files.remove(path)
 
 
 def find_damage():
     """Check every result that is there; the reasons go to `damaged`. Return what is whole."""
-    full = config["receipts"] == "full"
-    hashes = checks.Hashes(checks.MEMORY, full=full)
-    ids = checks.Hashes(checks.IDS, full=full, read=checks.token_ids)
+    hashes, ids = checks.memories(full=config["receipts"] == "full")
     makers = [each for each in workflow.rules if each.name != "extract"]
     products = [
         path
@@ -48,9 +45,9 @@ def find_damage():
         damaged.update(checks.model_faults(model, pairs_of(model), hashes, ids))
     hashes.save()
     ids.save()
-    pairs = [pair for model in models for pair in pairs_of(model) if pair.statistics.exists()]
-    batches = [path for pair in pairs if pair.statistics not in damaged for path in pair[:2]]
-    return [*batches, *(path for path in products if path not in damaged)]
+    pairs = [p for model in models for p in pairs_of(model) if p.statistics.exists()]
+    whole = [path for p in pairs if p.statistics not in damaged for path in p[:2]]
+    return whole + [path for path in products if path not in damaged]
 
 
 def mark(store, whole):
@@ -83,7 +80,7 @@ def refuse_without_gpu():
 
 
 def remove_damaged():
-    """Remove what this run builds again: Snakemake would put it back if the job failed."""
+    """Remove what this run builds again: nothing damaged outlives a job that fails."""
     for job in workflow.dag.needrun_jobs():
         for path in damaged.keys() & set(map(Path, job.output)):
             files.remove(path)

@@ -69,6 +69,11 @@ def token_ids(tokens: Path) -> str:
         return ""
 
 
+def memories(*, full: bool) -> tuple[Hashes, Hashes]:
+    """Return a folder's memory of digests, and that of token ids; full: forget both first."""
+    return Hashes(MEMORY, full=full), Hashes(IDS, full=full, read=token_ids)
+
+
 def pair_faults(
     pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str], ids: str = ""
 ) -> dict[Path, str]:

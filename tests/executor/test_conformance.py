@@ -34,6 +34,10 @@ class TestConformance(TestWorkflowsLocalStorageBase):
         assert account.pods
         assert not account.alive
 
+    @pytest.mark.slow
+    def test_group_workflow(self, tmp_path):
+        super().test_group_workflow(tmp_path)
+
     def get_executor(self):
         return "runpod"
 

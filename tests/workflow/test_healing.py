@@ -119,6 +119,7 @@ def test_a_damaged_batch_is_shown_by_a_dry_run_and_built_again_alone(undisturbed
     assert run("-n", *VERDICTS).nothing_to_do
 
 
+@pytest.mark.slow
 @pytest.mark.fault(94)
 def test_another_models_pair_copied_into_place_is_refused(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
@@ -208,6 +209,7 @@ def test_a_damaged_product_is_built_again_and_no_batch_with_it(undisturbed, tmp_
     assert run("-n", *VERDICTS).jobs == {"verify": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(90, 91)
 def test_links_are_followed_and_a_folder_in_the_place_of_a_file_is_damage(undisturbed, tmp_path):
     """What a killed run left of a folder goes too; a link that leads back to itself is no trap."""

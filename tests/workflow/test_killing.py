@@ -60,7 +60,7 @@ def _ends_like(run: Slice, undisturbed: Slice) -> None:
 
 
 IN_CONTROLLER = {Failpoint.HEALED, Failpoint.OWNED}
-FAST = {Failpoint.OWNED, Failpoint.BEFORE_RECEIPT}
+FAST = {Failpoint.BEFORE_RECEIPT}
 WITH_A_HUB = {Failpoint.SHARD_GROWN, Failpoint.SHARD_VERIFIED}
 
 
@@ -129,6 +129,7 @@ def test_the_worker_of_a_killed_controller_ends_by_itself(fresh):
     assert not alive
 
 
+@pytest.mark.slow
 @pytest.mark.fault(59)
 def test_a_second_controller_stops_and_names_the_first(undisturbed, fresh):
     run = _start(fresh)
@@ -152,6 +153,7 @@ def test_a_second_controller_stops_and_names_the_first(undisturbed, fresh):
     assert fresh.digests() == undisturbed.digests()
 
 
+@pytest.mark.slow
 def test_what_a_failed_job_has_finished_with_new_settings_is_not_taken_back(undisturbed, tmp_path):
     run = undisturbed.copy(tmp_path / "run")
     overlay = json.loads(run.overlay.read_text())

@@ -239,7 +239,7 @@ def test_the_first_table_in_the_browser_says_what_the_summary_says(demo, summary
         name = found["model_class"]
         assert kind[1:] == name.replace("_", " ")
         assert int(features) == found["classes_of_features"][name]
-        assert mass.partition(" ")[0] == f"{found['mass_shares'][name]:.0%}"
+        assert mass.partition(" ")[0] == f"{found['mass_shares'][name]['estimate']:.0%}"
         number = found["numbers"]["extent_site_share"]["fires"]
         ends = [number[each] for each in ("estimate", "low", "high")]
         if number["estimate"] is None:

@@ -108,15 +108,15 @@ def test_what_is_finished_is_explained_by_its_receipt_or_its_digest(demo):
 
 def test_what_is_damaged_missing_or_unknown_is_explained(demo, tmp_path):
     copy = demo.copy(tmp_path / "copy")
+    (copy.folder / "results/plots/forest.svg").unlink()
+    said = explain(copy, "results/plots/forest.svg")
+    assert said["results/plots/forest.svg"] == "missing"
+    assert said["next run"].startswith("built: Missing output files: results/plots/forest.svg")
     statistics, _ = copy.pair("mini-glm", 3)
     statistics.write_bytes(statistics.read_bytes()[:-1])
     said = explain(copy, "results/extract/mini-glm/03.nc")
     assert said["valid"].startswith("no: ")
     assert said["next run"].startswith("built: marked as damaged")
-    (copy.folder / "results/plots/forest.svg").unlink()
-    said = explain(copy, "results/plots/forest.svg")
-    assert said["results/plots/forest.svg"] == "missing"
-    assert said["next run"].startswith("built: Missing output files: results/plots/forest.svg")
     said = explain(copy, "results/report.html")
     assert said["next run"].startswith("built: Input files updated by another job")
     said = explain(copy, "results/nonsense.txt")

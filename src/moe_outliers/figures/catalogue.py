@@ -109,7 +109,7 @@ FIGURES = {
         "Rounding to 8 bits by depth",
         "Signal to noise of x rounded to 8 bits at each site, by scheme; higher is better. The "
         "number above each panel is what keeping the outlier features exact gains over scaling by "
-        "token, mean over sites, with its 95 % interval.",
+        "token, mean over sites, with its interval.",
         ("intervals", "models"),
         "depth",
         "Depth",
