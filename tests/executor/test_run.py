@@ -48,6 +48,7 @@ def test_nothing_to_be_done_rents_nothing_and_needs_no_key(undisturbed):
     assert undisturbed.account.calls == before
 
 
+@pytest.mark.slow
 def test_only_the_missing_part_is_made_and_the_others_are_not_sent_back(project, undisturbed):
     said = project()
     assert said.code == 0

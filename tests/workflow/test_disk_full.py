@@ -20,13 +20,12 @@ def _fill(place: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 @pytest.mark.fault(61)
 @pytest.mark.parametrize(
     ("built", "leave"),
-    [
-        pytest.param("statistics", 16 * 1024, id="at the statistics"),
-        pytest.param("verdict", 0, id="at the verdict", marks=pytest.mark.slow),
-    ],
+    [("statistics", 16 * 1024), ("verdict", 0)],
+    ids=["at the statistics", "at the verdict"],
 )
 def test_a_full_disk_leaves_no_half_file_and_a_rerun_completes(
     undisturbed, small_disk, built, leave
@@ -88,7 +87,7 @@ def test_a_full_disk_leaves_no_receipt(undisturbed, small_disk):
 
 
 @pytest.mark.fault(62)
-@pytest.mark.parametrize("place", ["", "results/extract"])
+@pytest.mark.parametrize("place", [pytest.param("", marks=pytest.mark.slow), "results/extract"])
 def test_results_that_cannot_be_written_are_said_so_before_anything_runs(
     undisturbed, small_disk, place
 ):

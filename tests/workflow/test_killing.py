@@ -60,7 +60,6 @@ def _ends_like(run: Slice, undisturbed: Slice) -> None:
 
 
 IN_CONTROLLER = {Failpoint.HEALED, Failpoint.OWNED}
-FAST = {Failpoint.BEFORE_RECEIPT}
 WITH_A_HUB = {Failpoint.SHARD_GROWN, Failpoint.SHARD_VERIFIED}
 
 
@@ -70,15 +69,9 @@ def test_every_failpoint_has_a_test():
     assert all(f'"{point}:' in shards for point in WITH_A_HUB)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(48, 49, 50, 51, 52, 53, 54, 55, 56, 57)
-@pytest.mark.parametrize(
-    "point",
-    [
-        point if point in FAST else pytest.param(point, marks=pytest.mark.slow)
-        for point in Failpoint
-        if point not in WITH_A_HUB
-    ],
-)
+@pytest.mark.parametrize("point", [point for point in Failpoint if point not in WITH_A_HUB])
 def test_killed_at_a_failpoint(undisturbed, fresh, point):
     said = fresh(*VERDICTS, **{VARIABLE: str(point)})
     assert said.code != 0, f"{point} was never reached"
@@ -111,6 +104,7 @@ def test_killed_at_a_random_moment(undisturbed, fresh, seed):
     _ends_like(fresh, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_worker_of_a_killed_controller_ends_by_itself(fresh):
     run = _start(fresh)
     workers = []
@@ -170,6 +164,7 @@ def test_what_a_failed_job_has_finished_with_new_settings_is_not_taken_back(undi
     assert run("-n", VERDICTS[0]).nothing_to_do
 
 
+@pytest.mark.slow
 @pytest.mark.fault(85)
 def test_a_batch_that_fails_does_not_cost_its_siblings(undisturbed, tmp_path):
     """A token that only sequence 1 has gets a NaN for an embedding."""
