@@ -85,10 +85,15 @@ class SdkApi:
         """Call the SDK and turn whatever it raises into an ApiError.
 
         Its QueryError carries the whole query, variables of the pod included; so nothing of it but
-        the service's own message is kept, and the chain of exceptions is cut.
+        the service's own message is kept, and the chain of exceptions is cut. Where it expects no
+        data, it takes an error of the service for success.
         """
         try:
-            return function()
+            answer = function()
+            status = getattr(self._recorder.last(), "status_code", 200)
+            if status < 400:
+                return answer
+            found = self._explain(RuntimeError(), creating)
         except ApiError:
             raise
         except Exception as error:  # it raises requests', json's and KeyError as they come
