@@ -17,6 +17,7 @@ from snakemake_executor_plugin_runpod.api.errors import PermanentError
 from snakemake_executor_plugin_runpod.api.rest import RestApi
 
 
+@pytest.mark.slow
 class TestConformance(TestWorkflowsLocalStorageBase):
     """Runs them."""
 
@@ -33,10 +34,6 @@ class TestConformance(TestWorkflowsLocalStorageBase):
         os.chdir(before)
         assert account.pods
         assert not account.alive
-
-    @pytest.mark.slow
-    def test_group_workflow(self, tmp_path):
-        super().test_group_workflow(tmp_path)
 
     def get_executor(self):
         return "runpod"

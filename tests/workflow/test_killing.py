@@ -80,9 +80,10 @@ def test_killed_at_a_failpoint(undisturbed, fresh, point):
     _ends_like(fresh, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(s, marks=pytest.mark.slow) for s in range(5, 40))]
-)
+MANY = [pytest.mark.slow, pytest.mark.xdist_group("killing")]  # a process of their own
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(s, marks=MANY) for s in range(5, 40))])
 def test_killed_at_a_random_moment(undisturbed, fresh, seed):
     """Kill the controller, or a worker, or both; the worker of a dead controller ends by itself."""
     draw = random.Random(seed)
