@@ -149,7 +149,8 @@ def hub() -> Finding:
     where = os.environ.get("HF_ENDPOINT", HUB)
     token = os.environ.get("HF_TOKEN")
     try:
-        request = urllib.request.Request(where + ("/api/whoami-v2" if token else "/"))
+        address = where + ("/api/whoami-v2" if token else "/")
+        request = urllib.request.Request(address, headers={"User-Agent": "moe-outliers"})
         if token:  # never to another host, that a redirection names
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=PATIENCE_S):

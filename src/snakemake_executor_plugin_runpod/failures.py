@@ -40,16 +40,17 @@ class ShortageError(Exception):
 
     Attributes:
         what: vram, memory or disk.
-        had: how many GB there were.
+        had: how many GB there were; None if nobody knows.
         tail: the end of the console.
     """
 
     what: str
-    had: float
+    had: float | None
     tail: str
 
     def __str__(self) -> str:
-        return f"too little {self.what} (there were {self.had:.0f} GB)"
+        there = "" if self.had is None else f" (there were {self.had:.0f} GB)"
+        return f"too little {self.what}{there}"
 
 
 def shortage(texts: Iterable[str], code: int | None = None) -> str | None:
@@ -67,8 +68,11 @@ def tail(text: str) -> str:
     return "\n".join(f"    {line[:300]}" for line in lines[-TAIL:])
 
 
-def available(what: str, facts: dict[str, Any]) -> float:
-    """Return how many GB of something a machine has, from what its agent said."""
+def available(what: str, facts: dict[str, Any]) -> float | None:
+    """Return how many GB of vram, disk or memory a machine has; None if its agent does not know."""
     if what == "vram":
-        return min((gpu["memory_mib"] for gpu in facts.get("gpus") or []), default=0) / 1024
-    return float(facts.get("memory_gb" if what == "memory" else "disk_free_gb") or 0)
+        sizes = [gpu.get("memory_mib") for gpu in facts.get("gpus") or []]
+        known = [size / 1024 for size in sizes if size is not None]
+        return min(known) if len(known) == len(sizes) > 0 else None
+    gb = facts.get("memory_gb" if what == "memory" else "disk_free_gb")
+    return None if gb is None else float(gb)

@@ -1,4 +1,7 @@
-"""Whether a machine is what was rented: looked at before anything is sent to it."""
+"""Whether a machine is what was rented: looked at before anything is sent to it.
+
+What a machine does not tell about itself is unknown, and refuses nothing.
+"""
 
 from typing import Any
 
@@ -10,23 +13,34 @@ SHARE = 0.88
 
 
 def fault(facts: dict[str, Any], need: Needs, cuda: str) -> str | None:
-    """Say what is wrong with a machine, or None.
+    """Say what is wrong with a machine, or None if nothing is known to be.
 
     Args:
         facts: what its agent said.
         need: of the job.
         cuda: lowest CUDA version that its driver must support, such as 12.8.
     """
-    gpus = facts.get("gpus") or []
-    if len(gpus) < need.gpus:
+    gpus = facts.get("gpus")
+    if gpus is not None and len(gpus) < need.gpus:
         return f"{len(gpus)} GPUs, {need.gpus} were rented"
-    if version(facts.get("cuda")) < version(cuda):
+    has, least = version(facts.get("cuda")), version(cuda)
+    if has and least and has < least:
         return f"its driver supports CUDA {facts.get('cuda')}, {cuda} is needed"
-    wanted = {"vram": need.vram_gb, "disk": need.disk_gb, "memory": need.memory_gb}
-    for what, least in wanted.items():
-        if (there := available(what, facts)) < SHARE * least:
-            return f"{there:.0f} GB of {what}, {least} are needed"
+    for what, gb in _needed(need).items():
+        if (there := available(what, facts)) is not None and there < SHARE * gb:
+            return f"{there:.0f} GB of {what}, {gb} are needed"
     return None
+
+
+def unknown(facts: dict[str, Any], need: Needs) -> list[str]:
+    """Name what a machine does not tell about itself: it is used all the same."""
+    told = {"GPUs": facts.get("gpus"), "CUDA version": version(facts.get("cuda"))}
+    told |= {what: available(what, facts) for what in _needed(need)}
+    return [what for what, fact in told.items() if fact is None]
+
+
+def _needed(need: Needs) -> dict[str, int]:
+    return {"vram": need.vram_gb, "disk": need.disk_gb, "memory": need.memory_gb}
 
 
 def is_switched(facts: dict[str, Any]) -> bool | None:
@@ -40,7 +54,7 @@ def is_switched(facts: dict[str, Any]) -> bool | None:
     return None if unclear else False
 
 
-def version(text: Any) -> tuple[int, int]:
-    """Read a version such as 12.8; (0, 0) if it is none."""
+def version(text: Any) -> tuple[int, int] | None:
+    """Read a version such as 12.8; None if it is none."""
     major, _, minor = str(text or "").partition(".")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

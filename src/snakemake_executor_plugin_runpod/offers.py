@@ -35,10 +35,10 @@ class Needs:
     download_gb: float = 0.0
     hub: str = ""
 
-    def larger(self, what: str, than: float) -> "Needs":
-        """Return these needs with more of one thing: vram, memory or disk."""
+    def larger(self, what: str, than: float | None) -> "Needs":
+        """Return these needs with more vram, memory or disk than there was, if that is known."""
         if what == "vram":
-            return replace(self, vram_gb=max(self.vram_gb, math.floor(than)) + 1)
+            return replace(self, vram_gb=max(self.vram_gb, math.floor(than or 0)) + 1)
         if what == "memory":
             return replace(self, memory_gb=2 * max(self.memory_gb, MEMORY_GB))
         return replace(self, disk_gb=math.ceil(1.5 * self.disk_gb))
@@ -82,7 +82,6 @@ class Candidate:
 
     gpu: str
     gpus: int
-    memory_gb: int
     cloud: str
     data_center: str | None
     price: float | None
@@ -110,16 +109,18 @@ def candidates(need: Needs, settings: ExecutorSettings, offers: Iterable[Offer])
         ValueError: if none would do at the price; the message says which nearly would.
     """
     known = {offer.gpu: offer for offer in offers}
+    listed = {offer.gpu: offer.memory_gb for offer in price_list()[1]}
     chosen = words(settings.gpu)
     automatic = chosen == ["auto"]
-    kinds = [offer.gpu for offer in price_list()[1]] if automatic else chosen
+    kinds = list(listed) if automatic else chosen
     if unknown := [kind for kind in kinds if kind not in known and not automatic]:
         raise ValueError(f"--runpod-gpu: RunPod has no {unknown[0]!r}; see the command `offers`")
     centers: list[str | None] = [*words(settings.data_center)] or [None]
     found = [
-        Candidate(kind, need.gpus, known[kind].memory_gb, cloud, center, price)
+        Candidate(kind, need.gpus, cloud, center, price)
         for kind in kinds
-        if kind in known and (known[kind].memory_gb >= need.vram_gb or not automatic)
+        if kind in known
+        if not automatic or (known[kind].memory_gb or listed[kind] or 0) >= need.vram_gb
         for cloud in words(settings.cloud)
         if (price := _price(known[kind], cloud, need.gpus)) is not None
         for center in centers

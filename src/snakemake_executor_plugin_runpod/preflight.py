@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import tenacity
 
-from snakemake_executor_plugin_runpod.api import Offer, PodApi
+from snakemake_executor_plugin_runpod.api import AGENT, Offer, PodApi
 from snakemake_executor_plugin_runpod.api.errors import BILLING, ApiError, TransientError
 from snakemake_executor_plugin_runpod.fleet import pause
 from snakemake_executor_plugin_runpod.money import estimate
@@ -95,7 +95,7 @@ def _ask_hub(file: str, say: Callable[[str], None]) -> str | None:
     where = os.environ.get("HF_ENDPOINT", HUB)
     address = f"{where}/{repository}/resolve/{quote(revision or 'main', safe='')}/config.json"
     token = os.environ.get("HF_TOKEN")
-    request = urllib.request.Request(address, method="HEAD")
+    request = urllib.request.Request(address, headers={"User-Agent": AGENT}, method="HEAD")
     if token:  # never to another host, that a redirection names
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:

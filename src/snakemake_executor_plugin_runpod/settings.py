@@ -93,8 +93,9 @@ class ExecutorSettings(ExecutorSettingsBase):
         metavar="MBITS",
     )
     speed_url: Optional[str] = _option(
-        "https://speed.cloudflare.com/__down?bytes=200000000",
-        "What is downloaded to measure it, for a few seconds.",
+        "https://huggingface.co/openai-community/gpt2/resolve/"
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e/model.safetensors",
+        "What is downloaded to measure it, for a few seconds: a large file that is there for all.",
         metavar="URL",
     )
     pass_env: Optional[str] = _words(

@@ -67,7 +67,11 @@ class Account:
 
     def rent(self, body: dict[str, Any]) -> str:
         """Create a pod by REST, as another program of the account's owner would; return its id."""
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        headers = {
+            "Authorization": f"Bearer {self.key}",
+            "Content-Type": "application/json",
+            "User-Agent": "RunPod-Python-SDK/1.12.1",
+        }
         request = urllib.request.Request(
             f"{self.url}/v2/pods", json.dumps(body).encode(), headers, method="POST"
         )

@@ -29,7 +29,8 @@ class Fault:
     - `late-sshd`: sshd answers `value` seconds late
     - `machine`: it is on the host `value`
     - `price`: it costs `value` an hour; `gpu`: its driver shows `value`, a list of name and MiB
-    - `cuda`: its driver supports CUDA `value`; `disk`: it has `value` GB free; `slow-network`
+    - `cuda`: its driver supports CUDA `value`; `disk`: it has `value` GB free; None: it does not
+      tell, as a GPU whose MiB are N/A; `slow-network`
     - `no-power`: its own key may end nothing; `stranger`: it says that it is another pod;
       `bare`: no Python environment is ready on it
     - `denied`: it knows the key only after `value` seconds; `noise`: its shell chatters

@@ -1,8 +1,9 @@
-"""GraphQL as the `runpod` package sends it: documents with literal arguments, no variables."""
+"""GraphQL: with literal arguments as the `runpod` package sends it, with variables as runpodctl."""
 
 import json
 import re
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from emulator.state import GPUS, Account, Pod, RefusedError, Store
@@ -23,11 +24,20 @@ class DocumentError(Exception):
     """The document is no GraphQL."""
 
 
+@dataclass(frozen=True)
+class Document:
+    """What is sent: a text, and the values of its variables."""
+
+    text: str
+    variables: dict[str, Any] = field(default_factory=dict)
+
+
 class Parser:
     """Reads a document into fields, their arguments and what is selected of them."""
 
-    def __init__(self, text: str) -> None:
-        self.tokens = list(_tokens(text))
+    def __init__(self, document: Document) -> None:
+        self.tokens = list(_tokens(document.text))
+        self.variables = document.variables
         self.place = 0
 
     def document(self) -> dict[str, Any]:
@@ -36,6 +46,9 @@ class Parser:
             self.take()
             if self.peek()[0] == "name":
                 self.take()
+            if self.peek() == ("mark", "("):  # the variables' types: their values say enough here
+                while self.take() != ")":
+                    pass
         selection = self.selection()
         if self.peek()[0] is not None:
             raise DocumentError(f"Syntax Error: Unexpected {self.peek()[1]!r}.")
@@ -58,6 +71,9 @@ class Parser:
         kind, value = self.peek()
         if kind in ("string", "number"):
             return self.take()
+        if value == "$":
+            self.take("$")
+            return self.variables.get(self.take())
         if kind == "name":
             return {"true": True, "false": False, "null": None}.get(self.take(), value)
         if value == "[":
@@ -96,23 +112,25 @@ class Parser:
         return found
 
 
-def operation(text: str) -> str:
+def operation(document: Document) -> str:
     """Name the call that a document makes, as faults name it."""
-    for field, (_, below) in Parser(text).document().items():
-        if field == "myself":
+    for name, (_, below) in Parser(document).document().items():
+        if name == "myself":
             return "list" if "pods" in (below or {}) else "account"
-        if field in OPERATIONS:
-            return OPERATIONS[field]
+        if name in OPERATIONS:
+            return OPERATIONS[name]
     return "other"
 
 
-def execute(store: Store, account: Account, text: str, own: Pod | None, ignore: bool) -> Any:
+def execute(
+    store: Store, account: Account, document: Document, own: Pod | None, ignore: bool
+) -> Any:
     """Do what a document asks for.
 
     Args:
         store: of everything.
         account: whose key was sent.
-        text: the document.
+        document: what was sent.
         own: the pod whose own key was sent, if it was one.
         ignore: answer as if it were done.
 
@@ -121,34 +139,34 @@ def execute(store: Store, account: Account, text: str, own: Pod | None, ignore: 
         RefusedError: if the service refuses.
     """
     answer = {}
-    for field, (arguments, below) in Parser(text).document().items():
+    for name, (arguments, below) in Parser(document).document().items():
         given = arguments.get("input") or {}
-        if own and (field not in ("pod", "podTerminate") or own.has("no-power")):
+        if own and (name not in ("pod", "podTerminate") or own.has("no-power")):
             raise RefusedError("Unauthorized")
-        if own and field == "pod" and given["podId"] != own.id:
+        if own and name == "pod" and given["podId"] != own.id:
             raise RefusedError("Unauthorized")
-        answer[field] = _select(_field(store, account, field, given, ignore), below)
+        answer[name] = _select(_field(store, account, name, given, ignore), below)
     return answer
 
 
-def _field(store: Store, account: Account, field: str, given: Any, ignore: bool) -> Any:
-    if field == "gpuTypes":
+def _field(store: Store, account: Account, name: str, given: Any, ignore: bool) -> Any:
+    if name == "gpuTypes":
         return [_gpu(each) for each in GPUS if given.get("id") in (None, each)]
-    if field == "myself":
+    if name == "myself":
         pods = [view(store, pod) for pod in store.listed(account)]
         spending = sum(pod.rate for pod in account.alive())
         money = {"clientBalance": account.balance, "currentSpendPerHr": spending}
         return {"id": "user_emulated", "pods": pods, "networkVolumes": [], **money}
-    if field == "pod":
+    if name == "pod":
         pod = store.find(account, given["podId"])
         return view(store, pod) if pod else None
-    if field == "podFindAndDeployOnDemand":
+    if name == "podFindAndDeployOnDemand":
         return view(store, store.create(account, _spec(given)))
-    if field == "podTerminate":
+    if name == "podTerminate":
         if not ignore:
             store.terminate(account, given["podId"])
         return None
-    raise RefusedError(f'Cannot query field "{field}" on type "Query".')
+    raise RefusedError(f'Cannot query field "{name}" on type "Query".')
 
 
 def _spec(given: dict[str, Any]) -> dict[str, Any]:

@@ -89,12 +89,13 @@ class Host:
         program.tools(
             folder / "bin",
             gpus,
-            cuda.value if cuda else "13.0",
+            cuda.value if cuda else "13.4",
             disk.value if disk else spec["disk"],
         )
         env = {
             "HOME": str(folder / "root"),
             "PATH": f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "LD_LIBRARY_PATH": str(folder / "lib"),
             "LANG": "C.UTF-8",
             "USER": "root",
             "RUNPOD_POD_ID": pod.id,

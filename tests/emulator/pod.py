@@ -230,21 +230,70 @@ class Pod:
             await target.drain()
 
 
-def tools(folder: Path, gpus: list[list[Any]], cuda: str, disk_gb: float) -> None:
-    """Write the programs of a pod that must not be the host's: nvidia-smi, df, python3."""
+DRIVER = "615.71.09"
+"""A driver later than 610, whose table says `KMD Version` and `CUDA UMD Version` (issue 27487 of
+sgl-project/sglang), and its XML both, the old name with a note that it will go (pull request 122 of
+PrismML-Eng/Bonsai-demo)."""
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in *-q*x*) cat <<'END'
+<?xml version="1.0" ?>
+<nvidia_smi_log>
+<kmd_version>{driver}</kmd_version>
+<cuda_version>[Deprecated; will be removed in CUDA 14.0.]</cuda_version>
+<cuda_umd_version>{cuda}</cuda_umd_version>
+</nvidia_smi_log>
+END
+exit;; esac
+[ -n '{rows}' ] || {{ echo 'No devices were found'; exit 6; }}
+case "$1" in
+--query*) echo '{rows}';;
+*) echo '| NVIDIA-SMI {driver}  KMD Version: {driver}  CUDA UMD Version: {cuda} |';;
+esac
+"""
+
+DF = """#!/bin/sh
+echo Filesystem blocks Used Available Capacity Mounted
+echo overlay {blocks} 0 {blocks} 0% /
+"""
+
+RUNPODCTL = '''#!/usr/bin/env python3
+"""What `runpodctl remove pod ID` sends, and how it ends: api/query.go, cmd/pod/removePod.go."""
+import json, os, sys, urllib.request
+text = "mutation terminatePod($podId: String!) {{ podTerminate(input: {{podId: $podId}}) }}"
+body = json.dumps({{"query": text, "variables": {{"podId": sys.argv[3]}}}}).encode()
+address = os.environ["RUNPOD_API_BASE_URL"] + "/graphql?api_key=" + os.environ["RUNPOD_API_KEY"]
+names = {{"Content-Type": "application/json", "User-Agent": "RunPod-CLI/1.14.15 (linux; amd64)"}}
+with urllib.request.urlopen(urllib.request.Request(address, body, names), timeout=10) as answer:
+    errors = json.load(answer).get("errors")
+if errors:
+    sys.exit("Error: " + errors[0]["message"])
+print('pod "%s" removed' % sys.argv[3])
+'''
+
+
+def tools(folder: Path, gpus: list[list[Any]], cuda: str | None, disk_gb: float | None) -> None:
+    """Write what a pod has of its own: nvidia-smi, df, runpodctl, python3, and no CUDA library.
+
+    Args:
+        folder: for its programs; libraries go into `lib` beside it.
+        gpus: name and MiB of each, the second N/A where the driver does not tell.
+        cuda: newest version that the driver supports; None where it does not tell.
+        disk_gb: that are free; None where df fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = "\n".join(f"{name}, {mib}, 580.95.05" for name, mib in gpus)
-    (folder / "nvidia-smi").write_text(
-        f"#!/bin/sh\n[ -n '{rows}' ] || {{ echo 'No devices were found'; exit 6; }}\n"
-        f"case \"$1\" in --query*) cat <<'END'\n{rows}\nEND\n;;\n"
-        f"*) echo '| NVIDIA-SMI 580.95.05  Driver Version: 580.95.05  CUDA Version: {cuda} |';; "
-        "esac\n"
-    )
-    blocks = int(disk_gb * 1e9 / 1024)
-    (folder / "df").write_text(
-        f"#!/bin/sh\necho Filesystem blocks Used Available Capacity Mounted\n"
-        f"echo overlay {blocks} 0 {blocks} 0% /\n"
-    )
-    for program in ("nvidia-smi", "df"):
-        (folder / program).chmod(0o755)
+    rows = "\n".join(f"{name}, {mib}, {DRIVER}" for name, mib in gpus)
+    programs = {
+        "nvidia-smi": NVIDIA_SMI.format(rows=rows, cuda=cuda or "N/A", driver=DRIVER),
+        "df": "#!/bin/sh\nexit 1\n",
+        "runpodctl": RUNPODCTL.format(),
+    }
+    if disk_gb is not None:
+        programs["df"] = DF.format(blocks=int(disk_gb * 1e9 / 1024))
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
     (folder / "python3").symlink_to(os.path.realpath(sys.executable))
+    libraries = folder.with_name("lib")
+    libraries.mkdir(exist_ok=True)
+    (libraries / "libcuda.so.1").write_text("the host's, if it has one, is not this pod's")

@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from emulator import graphql, rest
 from emulator.faults import Fault
 from emulator.state import Account, Pod, RefusedError, Store
 
 SPEED = bytes(1_000_000)
+
+AGENTS = ("snakemake-executor-plugin-runpod", "RunPod-Python-SDK/", "RunPod-CLI/")
+"""Who may pass the edge in front of the service: this package, and RunPod's own programs.
+
+The real one, Cloudflare, refuses Python's default agent with 403 and `error code: 1010`: pull
+request 14 of lumpenspace/raft ("without it every pod creation fails with Cloudflare's 403/1010").
+This one refuses whatever does not name itself, so that no client can forget to. The agents of
+RunPod's programs are those of runpod/user_agent.py in its Python package, and of api/query.go in
+runpod/runpodctl.
+"""
 
 
 class Server(ThreadingHTTPServer):
@@ -50,20 +61,25 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:  # noqa: PLR0911
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
-        if path == "/speed":
-            return self._send(200, SPEED, "application/octet-stream")
         body = json.loads(raw) if raw else None
         if path.startswith("/_emulator/"):
             return self._control(path.split("/")[2], body)
+        if not (self.headers.get("User-Agent") or "").startswith(AGENTS):
+            return self._refused_by_edge()
+        if path == "/speed":
+            return self._send(200, SPEED, "application/octet-stream")
         if path.startswith("/v1/"):
             return self._json(410, {"title": "Gone", "status": 410, "detail": "use /v2"})
         account, own = self._who()
         graph = path == "/graphql"
+        if account and account.edge and self.headers["User-Agent"].startswith(account.edge):
+            return self._refused_by_edge()
         if account is None:
             return self._refuse(graph, 401, "Unauthorized")
-        text = body.get("query", "") if graph and isinstance(body, dict) else ""
+        asked = body if graph and isinstance(body, dict) else {}
+        document = graphql.Document(asked.get("query", ""), asked.get("variables") or {})
         try:
-            call = graphql.operation(text) if graph else rest.operation(self.command, path)
+            call = graphql.operation(document) if graph else rest.operation(self.command, path)
         except graphql.DocumentError as error:
             return self._json(400, {"errors": [{"message": str(error)}], "data": None})
         with self.server.store.lock:
@@ -72,10 +88,14 @@ class Handler(BaseHTTPRequestHandler):
             fault = account.strike(call, own is not None)
         if graph and account.retired:
             return self._json(410, {"message": "This API has been retired."})
-        return self._call(account, own, call, path, text, body, fault)
+        return self._call(account, own, call, path, document, body, fault)
+
+    def _refused_by_edge(self) -> None:
+        self._send(403, b"error code: 1010", "text/plain; charset=UTF-8")
 
     def _who(self) -> tuple[Account | None, Pod | None]:
-        key = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        asked = parse_qs(urlsplit(self.path).query).get("api_key", [""])[0]  # as runpodctl sends it
+        key = (self.headers.get("Authorization") or asked).removeprefix("Bearer ")
         if key.startswith("pod-"):
             found = self.server.store.owner(key)
             return found or (None, None)
@@ -88,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         own: Pod | None,
         call: str,
         path: str,
-        text: str,
+        document: graphql.Document,
         body: Any,
         fault: Fault | None,
     ) -> None:
@@ -105,7 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         store, ignore = self.server.store, kind == "ignored"
         try:
             if graph:
-                status, answer = 200, {"data": graphql.execute(store, account, text, own, ignore)}
+                data = graphql.execute(store, account, document, own, ignore)
+                status, answer = 200, {"data": data}
             else:
                 status, answer = rest.execute(store, account, call, path, body, own, ignore)
         except RefusedError as error:

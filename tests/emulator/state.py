@@ -74,6 +74,8 @@ class Account:
         stale: seconds for which listings still show a pod that has ended.
         calls: how often each call was made; `moments`: when all were.
         peak: most pods alive at one time.
+        edge: an agent that the edge in front of the service refuses this account, beside those
+            that it refuses everybody.
     """
 
     key: str
@@ -87,6 +89,7 @@ class Account:
     moments: list[float] = field(default_factory=list)
     peak: int = 0
     retired: bool = False
+    edge: str = ""
     valid: bool = True
 
     def alive(self) -> list[Pod]:

@@ -140,6 +140,13 @@ class Project:
         path = self.folder / ".snakemake/runpod/ledger.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
+    def ledger_so_far(self) -> list[dict[str, Any]]:
+        """Return the entries of a ledger that may not be there yet, or be written to."""
+        try:
+            return self.ledger()
+        except (FileNotFoundError, ValueError):
+            return []
+
     def ends_like(self, other: "Project", said: Said, pods: int | None = None) -> None:
         """Check that a run came to the same results, that nothing is left, and every fault fired.
 

@@ -222,7 +222,7 @@ def test_11_a_wrong_key_is_said_before_any_job_runs(project, transport):
 def test_11_a_key_that_is_revoked_during_a_run(project, undisturbed):
     """The results come home all the same, the pods are named, and end themselves."""
     run = project.start(*project.slow(1), "--runpod-grace", "0.05")
-    wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
+    wait_until(lambda: any(e.get("phase") == "running" for e in project.ledger_so_far()))
     project.account.change(valid=False)
     said = project.finish(run)
     assert said.code == 0, said.text
@@ -308,7 +308,7 @@ def test_17_a_pod_that_costs_more_than_was_quoted_ends_at_once(project, undistur
 @slow
 def test_18_a_pod_that_is_deleted_by_hand(project, undisturbed):
     run = project.start(*project.slow(0.5))
-    wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
+    wait_until(lambda: any(e.get("phase") == "running" for e in project.ledger_so_far()))
     project.account.change(terminate=[project.account.alive[0]["id"]])
     said = project.finish(run)
     project.ends_like(undisturbed, said, pods=2)
@@ -359,17 +359,10 @@ def test_20_listings_that_lag_make_no_second_pod(project, undisturbed, late):
 def test_21_pods_of_an_earlier_run_that_crashed_are_ended_at_the_next_start(project, undisturbed):
     """Their job is not needed any more; a pod of somebody else is left alone."""
     run = project.start(*project.overlay(texts=["beta"], count={"seconds": 60}))
-    wait_until(lambda: any(e.get("phase") == "running" for e in _ledger(project)))
+    wait_until(lambda: any(e.get("phase") == "running" for e in project.ledger_so_far()))
     run.kill()
     run.communicate()
     (left,) = project.account.alive
     said = project()
     project.ends_like(undisturbed, said, pods=2)
     assert left["id"] in said.text or f"{left['name']}" in said.text
-
-
-def _ledger(project):
-    try:
-        return project.ledger()
-    except (FileNotFoundError, ValueError):
-        return []

@@ -14,6 +14,9 @@ T = TypeVar("T")
 
 BASE = "https://api.runpod.io"
 
+AGENT = "snakemake-executor-plugin-runpod"
+"""How this package names itself in HTTP: RunPod's edge refuses Python's own name (403, 1010)."""
+
 KEY_FIX = (
     "make a key at https://console.runpod.io/user/settings and set RUNPOD_API_KEY "
     "(or api_key in ~/.runpod/config.toml)"
@@ -84,6 +87,7 @@ class Offer:
     """A kind of GPU with its prices.
 
     Attributes:
+        memory_gb: of one GPU; None if the service does not say.
         secure: US dollars an hour for one GPU of Secure Cloud; None if not offered.
         community: the same of Community Cloud.
         stock: what the service says of its availability, such as High; empty if nothing.
@@ -91,7 +95,7 @@ class Offer:
 
     gpu: str
     name: str
-    memory_gb: int
+    memory_gb: int | None
     secure: float | None
     community: float | None
     stock: str = ""

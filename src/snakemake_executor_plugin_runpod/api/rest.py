@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api import (
+    AGENT,
     BASE,
     KEY_FIX,
     Account,
@@ -34,7 +35,7 @@ class RestApi:
 
         self._client = httpx.Client(
             base_url=f"{os.environ.get('RUNPOD_API_BASE_URL', BASE)}/v2",
-            headers={"Authorization": f"Bearer {key}"},
+            headers={"Authorization": f"Bearer {key}", "User-Agent": AGENT},
             timeout=TIMEOUT_S,
         )
 

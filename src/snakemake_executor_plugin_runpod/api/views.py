@@ -85,7 +85,7 @@ def offer(raw: Any) -> Offer:
         return Offer(
             gpu=raw["id"],
             name=printable(str(raw.get("name") or raw["id"])),
-            memory_gb=int(number(raw.get("memory")) or 0),
+            memory_gb=_gb(raw.get("memory")),
             secure=number(price.get("secure")) if raw.get("secure") else None,
             community=number(price.get("community")) if raw.get("community") else None,
             stock=printable(str(raw.get("availability") or "")),
@@ -94,7 +94,7 @@ def offer(raw: Any) -> Offer:
     return Offer(
         gpu=raw["id"],
         name=printable(str(raw.get("displayName") or raw["id"])),
-        memory_gb=int(number(raw.get("memoryInGb")) or 0),
+        memory_gb=_gb(raw.get("memoryInGb")),
         secure=number(raw.get("securePrice")) if raw.get("secureCloud") else None,
         community=number(raw.get("communityPrice")) if raw.get("communityCloud") else None,
         stock=printable(str(lowest.get("stockStatus") or "")),
@@ -106,6 +106,11 @@ def number(raw: Any) -> float | None:
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw < 1e9:
         return None
     return float(raw)
+
+
+def _gb(raw: Any) -> int | None:
+    gb = number(raw)
+    return int(gb) if gb else None
 
 
 def _graphql_endpoint(raw: dict[str, Any]) -> Endpoint | None:

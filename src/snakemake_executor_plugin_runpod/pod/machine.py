@@ -1,44 +1,81 @@
-"""What a pod is made of: its GPUs, disk and memory, and how fast it downloads."""
+"""What a pod is made of: its GPUs, disk and memory, and how fast it downloads.
+
+Each fact is asked for in a form that is made for programs. None means unknown: the question had no
+answer. That is a state of its own, and never the same as none or 0.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import time
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+from deadman import AGENT
+
+LEAST_BYTES = 1_000_000
+"""From fewer bytes no speed can be told."""
+
+NO_GPU = (6, 9)
+"""Exit statuses of nvidia-smi: it found no device, the driver is not loaded (its manual)."""
 
 CHUNK = 1 << 20
 
 Json = dict[str, Any]
 
 
-def gpus() -> list[Json]:
-    """Ask the driver for the GPUs; an empty list if there is none."""
+def gpus() -> list[Json] | None:
+    """Ask the driver for the GPUs.
+
+    Returns:
+        For each its name, memory_mib and driver, of which the driver may not know some (None). An
+        empty list if the driver has none, None if there is nobody to ask.
+    """
     query = "--query-gpu=name,memory.total,driver_version"
-    found = []
-    for line in output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 3 and parts[1].isdigit():
-            found.append({"name": parts[0], "memory_mib": int(parts[1]), "driver": parts[2]})
-    return found
+    text = output("nvidia-smi", query, "--format=csv,noheader,nounits", nothing=NO_GPU)
+    if text is None:
+        return None
+    rows = [[part.strip() for part in line.split(",")] for line in text.splitlines()]
+    return [
+        {"name": name, "memory_mib": int(mib) if mib.isdigit() else None, "driver": driver}
+        for name, mib, driver in (row for row in rows if len(row) == 3)
+    ]
 
 
 def cuda() -> str | None:
-    """Return the newest CUDA version that the driver supports."""
-    match = re.search(r"CUDA Version:\s*([0-9]+\.[0-9]+)", output("nvidia-smi"))
-    return match.group(1) if match else None
+    """Return the newest CUDA version that the driver supports, such as 12.8.
+
+    The driver's own library says it, by a call that has been the same since CUDA 2.2; where it
+    cannot be loaded, the XML of nvidia-smi does. Its table for people is not asked: it has said
+    `CUDA Version`, and says `CUDA UMD Version` since driver 610.
+    """
+    version = ctypes.c_int(0)
+    with suppress(OSError, AttributeError):
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return f"{version.value // 1000}.{version.value % 1000 // 10}"
+    with suppress(ElementTree.ParseError):
+        for entry in ElementTree.fromstring(output("nvidia-smi", "-q", "-x") or ""):
+            named = entry.tag in ("cuda_version", "cuda_umd_version")
+            if named and re.fullmatch(r"[0-9]+\.[0-9]+", (entry.text or "").strip()):
+                return (entry.text or "").strip()
+    return None
 
 
-def disk_free_gb(folder: Path) -> float:
+def disk_free_gb(folder: Path) -> float | None:
     """Return the free disk."""
-    lines = output("df", "-P", "-k", str(folder)).splitlines()
-    return int(lines[1].split()[3]) * 1024 / 1e9 if len(lines) > 1 else 0.0
+    lines = (output("df", "-P", "-k", str(folder)) or "").splitlines()
+    with suppress(IndexError, ValueError):
+        return int(lines[1].split()[3]) * 1024 / 1e9
+    return None
 
 
-def memory_gb(known: dict[str, str]) -> float:
+def memory_gb(known: dict[str, str]) -> float | None:
     """Return the memory of this container."""
     if known.get("RUNPOD_MEM_GB", "").isdigit():
         return float(known["RUNPOD_MEM_GB"])
@@ -46,29 +83,39 @@ def memory_gb(known: dict[str, str]) -> float:
     with suppress(OSError, ValueError):
         sizes.append(int(Path("/proc/meminfo").read_text().split()[1]) * 1024)
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes) / 1e9 if sizes else 0.0
+    return min(sizes) / 1e9 if sizes else None
 
 
-def output(*words: str) -> str:
-    """Run a command and return what it prints; nothing if it fails."""
+def output(*words: str, nothing: tuple[int, ...] = ()) -> str | None:
+    """Run a command and return what it prints; None if it is not there, fails or takes too long.
+
+    Args:
+        words: of the command line.
+        nothing: exit statuses that are an answer too: that there is nothing to print.
+    """
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode in nothing:
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 else None
 
 
 def speed(request: Json) -> Json:
     """Download for some seconds and say how fast it went."""
     begun, size = time.monotonic(), 0
     try:
-        with urllib.request.urlopen(request["url"], timeout=10) as answer:
+        asked = urllib.request.Request(request["url"], headers={"User-Agent": AGENT})
+        with urllib.request.urlopen(asked, timeout=10) as answer:
             begun = time.monotonic()
             while time.monotonic() - begun < request["seconds"]:
                 piece = answer.read(CHUNK)
                 if not piece:
                     break
                 size += len(piece)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return {"failed": str(error)}
+    if size < LEAST_BYTES:
+        return {"failed": f"only {size} bytes came"}
     return {"bytes": size, "seconds": max(time.monotonic() - begun, 1e-3)}
