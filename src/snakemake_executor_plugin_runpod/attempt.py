@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from snakemake_executor_plugin_runpod.failures import (
     shortage,
     tail,
 )
-from snakemake_executor_plugin_runpod.inspection import fault, is_switched
+from snakemake_executor_plugin_runpod.inspection import fault, is_switched, unknown
 from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
 from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.link import Link, LostError, RemoteError
@@ -44,6 +44,7 @@ class Context:
     Attributes:
         say: tells people something about one pod.
         poll_s: seconds between two looks at a job.
+        digests: of files here, shared by all jobs.
     """
 
     settings: ExecutorSettings
@@ -51,6 +52,7 @@ class Context:
     limits: Limits
     say: Callable[[str], None]
     poll_s: float
+    digests: Digests = field(default_factory=Digests)
 
 
 class Attempt:
@@ -72,12 +74,15 @@ class Attempt:
         self.task, self.lease, self.link = task, lease, link
         self._settings, self._limits = context.settings, context.limits
         self._ledger, self._poll_s, self._gone = context.ledger, context.poll_s, gone
-        self._tell = context.say
-        self.job = f"{task.key}-{lease.fingerprint[:12]}"
-        self._fetch = Fetch(link, self.job, lease.name, context.limits)
+        self._tell, self._digests = context.say, context.digests
         self._facts: dict[str, Any] = {}
         path = context.ledger.folder / "logs" / f"{lease.name}.log"
         self._console = Console(path, self._say, context.poll_s)
+
+    @property
+    def job(self) -> str:
+        """The job's name on the pod: another one if it computes something else."""
+        return f"{self.task.key}-{self.lease.fingerprint[:12]}"
 
     def _say(self, text: str) -> None:
         self._tell(f"{self.task.title}: {text}")
@@ -91,6 +96,10 @@ class Attempt:
         """
         await self._log_in()
         state = await self._ask("poll", offset=0)
+        if state["phase"] != "new" and not self._may_go_on():
+            self._say("an earlier run began it here: that is ended, it is wanted anew")
+            await self._ask("stop")
+            state = {"phase": "new"}
         if state["phase"] == "new":
             await self._inspect()
             await self._start()
@@ -98,6 +107,16 @@ class Attempt:
             self._say("its job was started before: going on with it")
         state = await self._watch()
         await self._finish(state)
+
+    def _may_go_on(self) -> bool:
+        """Tell whether what the machine has begun is what Snakemake waits for, or of this run.
+
+        A machine that is not rented stays when its controller dies, and the job's folder with it.
+        """
+        mine = (x for x in self._ledger.leases.values() if x.run == self._ledger.run)
+        before = ("asked for", "reached")
+        begun = (x for x in mine if x.key == self.task.key and x.phase not in before)
+        return self.task.resumes or any(begun)
 
     async def _log_in(self) -> None:
         """Wait for a login, and make sure that it is the pod that was rented."""
@@ -150,13 +169,18 @@ class Attempt:
             raise BadHostError(f"it could not end itself ({answers}), see --runpod-allow-no-switch")
         if reason := fault(self._facts, self.task.needs, self._settings.cuda or ""):
             raise BadHostError(reason)
+        if unsaid := unknown(self._facts, self.task.needs):
+            self._say(f"its machine does not tell its {', '.join(unsaid)}: it is used all the same")
         if self._settings.min_download and self.task.needs.download_gb >= 1:
             await self._check_speed(self._settings.min_download)
 
     async def _check_speed(self, least: float) -> None:
         found = await self._ask("speed", url=self._settings.speed_url, seconds=SPEED_S)
         if "seconds" not in found:
-            self._say(f"its download speed could not be measured: {found.get('failed')}")
+            self._say(
+                f"its download speed was not measured, so it may be slow ({found.get('failed')}); "
+                "see --runpod-speed-url"
+            )
             return
         mbits = found["bytes"] * 8 / 1e6 / found["seconds"]
         if mbits < least:
@@ -165,7 +189,11 @@ class Attempt:
     async def _start(self) -> None:
         self._phase("staging")
         begun, task = time.monotonic(), self.task
-        items = await asyncio.to_thread(task.items, Digests())
+        items = await asyncio.to_thread(task.items, self._digests)
+        recipe = task.recipe(items)
+        if recipe.fingerprint != self.lease.fingerprint:  # files have changed since it was rented
+            self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
+            self._phase("staging", fingerprint=recipe.fingerprint)
         sent = await self._steady(lambda: upload(self.link, self.job, items, self._limits))
         seconds = time.monotonic() - begun
         reach(Failpoint.AFTER_STAGE)
@@ -219,7 +247,7 @@ class Attempt:
         answer = await self._manifest(self.task.updates)
         products = read_manifest(answer, self.task.updates)
         settled = [p for p in products if p.mtime_ns + SETTLED_NS < answer["now_ns"]]
-        if fetched := await self._fetch(settled):
+        if fetched := await self._fetch()(settled):
             self._say(f"{len(fetched)} finished files are here")
 
     async def _finish(self, state: dict[str, Any]) -> None:
@@ -238,12 +266,15 @@ class Attempt:
         """Fetch what exists of some products; return the digests, and the names of the others."""
         answer = await self._manifest(names)
         products = read_manifest(answer, names)
-        await self._fetch(products)
+        await self._fetch()(products)
         folders = set(answer["folders"]) & set(names)
         for folder in folders:
             Path(folder).mkdir(parents=True, exist_ok=True)
         there = {product.product for product in products} | folders
         return {str(p.target): p.sha256 for p in products}, set(names) - there
+
+    def _fetch(self) -> Fetch:
+        return Fetch(self.link, self.job, self.lease.name, self._limits)
 
     async def _manifest(self, names: list[str]) -> dict[str, Any]:
         request = {"job": self.job, "products": names}

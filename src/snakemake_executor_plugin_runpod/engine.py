@@ -20,8 +20,7 @@ from snakemake_executor_plugin_runpod.money import Budget, BudgetError
 from snakemake_executor_plugin_runpod.offers import Needs
 from snakemake_executor_plugin_runpod.pods import Pods
 from snakemake_executor_plugin_runpod.rehearsal import rehearse
-from snakemake_executor_plugin_runpod.tasks import Task
-from snakemake_executor_plugin_runpod.transfer import Digests
+from snakemake_executor_plugin_runpod.tasks import STEPS, Recipe, Task
 
 LARGER = 2
 """How often a job gets a larger pod."""
@@ -132,9 +131,8 @@ class Engine:
             raise JobError(self.halted) from None
 
     async def _bring_to_end(self, task: Task) -> None:
-        digests = Digests()
-        fingerprint = await asyncio.to_thread(task.fingerprint, digests)
-        if done := await asyncio.to_thread(self._is_done, task, fingerprint, digests):
+        recipe = await asyncio.to_thread(lambda: task.recipe(task.items(self._context.digests)))
+        if done := await asyncio.to_thread(self._is_done, task, recipe.fingerprint):
             self._say(task, f"its products came from pod {done.id} before: nothing to do")
             return None
         await self._rehearse(task)
@@ -145,7 +143,7 @@ class Engine:
         }
         while True:
             try:
-                return await self._once(task, fingerprint)
+                return await self._once(task, recipe)
             except (PodLostError, BadHostError, ShortageError) as error:
                 if patience[type(error)] == 0:
                     raise JobError(f"{error}; it was tried often enough") from None
@@ -154,9 +152,9 @@ class Engine:
                     task = self._enlarge(task, error)
                 self._say(task, f"{error}: trying another pod")
 
-    async def _once(self, task: Task, fingerprint: str) -> None:
+    async def _once(self, task: Task, recipe: Recipe) -> None:
         """Run a job on one pod, and see to it that the pod ends."""
-        lease = await self._pods.get(task, fingerprint)
+        lease = await self._pods.get(task, recipe)
         attempt, failed = None, False
         try:
             link = await self._pods.link(lease)
@@ -193,14 +191,18 @@ class Engine:
     def _enlarge(self, task: Task, error: ShortageError) -> Task:
         before = task.needs
         need: Needs = before.larger(error.what, error.had)
-        step = f"more {error.what} after {error.had:.0f} GB"
-        steps = ", ".join(filter(None, [task.variables.get("RUNPOD_STEPS"), step]))
-        return replace(task, needs=need, variables=task.variables | {"RUNPOD_STEPS": steps})
+        step = f"more {error.what}"
+        if error.had is not None:
+            step += f" after {error.had:.0f} GB"
+        steps = ", ".join(filter(None, [task.variables.get(STEPS), step]))
+        return replace(task, needs=need, variables=task.variables | {STEPS: steps})
 
-    def _is_done(self, task: Task, fingerprint: str, digests: Digests) -> Lease | None:
-        """Find an attempt whose products were fetched whole, and are still here unchanged."""
+    def _is_done(self, task: Task, fingerprint: str) -> Lease | None:
+        """Find an attempt whose products are all here, unchanged, and that Snakemake waits for."""
+        digests = self._context.digests
         for lease in reversed(self._ledger.leases.values()):
-            if lease.key != task.key or lease.fingerprint != fingerprint or not lease.products:
+            same = lease.key == task.key and lease.fingerprint == fingerprint
+            if not (same and lease.products and task.resumes) or lease.reported:
                 continue
             files = {Path(name): sha256 for name, sha256 in lease.products.items()}
             if all(path.is_file() and digests(path) == sha for path, sha in files.items()):

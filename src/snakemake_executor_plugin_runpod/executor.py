@@ -121,6 +121,7 @@ class Executor(RemoteExecutor):
         error = running.exception()
         if error is None:
             self.report_job_success(info)
+            self._session.succeeded.add(info.external_jobid)
         elif isinstance(error, JobError):
             self.report_job_error(info, msg=f"{error}\n")
         else:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -67,8 +67,40 @@ def logs(job: Any) -> list[str]:
     return found + [str(one.benchmark) for one in each if one.benchmark]
 
 
+def written_by(jobs: Iterable[Any]) -> frozenset[str]:
+    """Return the paths of all that jobs write: outputs, logs and benchmarks."""
+    return frozenset(
+        os.path.normpath(str(path))
+        for one in jobs
+        for path in [*one.output, *one.log, *filter(None, [one.benchmark])]
+    )
+
+
+def resumes(job: Any, workflow: Any, key: str) -> bool:
+    """Tell whether Snakemake waits for the end of this very job, which an earlier run submitted.
+
+    Then a file that it writes is marked as incomplete, with our name of the job. Whoever forces the
+    job, or has changed its code or parameters, does not wait but wants it anew.
+
+    Args:
+        job: of Snakemake, not submitted yet in this run.
+        workflow: the job's.
+        key: our name of the job.
+    """
+    dag, chosen = workflow.dag, workflow.dag_settings
+    forced = set(chosen.forcerun) | (set(chosen.targets) if chosen.forcetargets else set())
+    files = {os.path.normpath(name) for name in forced}
+    known = {each for one in members(job) for each in workflow.persistence.external_jobids(one)}
+    return key in known and not any(
+        one.rule in dag.forcerules
+        or files & {os.path.normpath(str(path)) for path in one.output}
+        or dag.reason(one).is_provenance_triggered()
+        for one in members(job)
+    )
+
+
 def identity(job: Any) -> list[Any]:
-    """Return what decides a job's result beside its inputs: rule, wildcards, parameters, code."""
+    """Return a job as Snakemake knows it: rule, wildcards, parameters, its own code."""
     return [
         [
             one.rule.name,
@@ -88,6 +120,7 @@ def task(
     *,
     command: str,
     declared: Mapping[str, str],
+    written: Set[str],
 ) -> Task:
     """Describe a job.
 
@@ -97,6 +130,7 @@ def task(
         settings: of the user.
         command: that runs it on a pod.
         declared: variables that the workflow declares; they reach the pod in a file.
+        written: paths that jobs of the workflow write, see `written_by`.
 
     Raises:
         ValueError: if it cannot run on a pod; the message says what to change.
@@ -110,8 +144,12 @@ def task(
     if (token := os.environ.get("HF_TOKEN")) and "HF_TOKEN" not in secrets:
         secrets["HF_TOKEN_FILE"] = token
     names = words(settings.pass_env)
+    key = key_of(title(job), [_place(one) for one in members(job)])
+    staged_too = (plan.repository / name for name in words(settings.stage))
+    read = {os.path.normpath(name) for name in inputs(job)}
+    read |= {os.path.relpath(path, plan.work) for path in staged_too}
     return Task(
-        key=key_of(title(job), [_place(one) for one in members(job)]),
+        key=key,
         title=title(job),
         rule=" ".join(sorted({one.rule.name for one in members(job)})),
         needs=need,
@@ -125,9 +163,12 @@ def task(
         updates=updated,
         logs=logs(job),
         identity=identity(job),
+        image=settings.image or "",
+        idle=partial(plan.idle, read=read, written=written),
         stage=partial(staged, plan, [*inputs(job), *updated]),
         requirements=requirements(plan.repository, settings),
         snakemake=version("snakemake"),
+        resumes=resumes(job, workflow, key),
         variables={name: os.environ[name] for name in names if name in os.environ},
         secrets=secrets,
     )

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 FOLDER = Path(".snakemake/runpod")
+RECIPES = "recipes"
+
 PREFIX = "snakemake"
 """With it begins the name of every pod."""
 
@@ -27,6 +29,7 @@ EVENTS = {
     "created": (),
     "phase": (),
     "fetched": ("products",),
+    "reported": (),
     "silent": ("dies",),
     "terminating": (),
     "gone": (),
@@ -54,6 +57,7 @@ class Lease:
         dies: when it must have ended itself, having heard nothing; None while it hears from here.
         gone: it is proven that there is no such pod any more, or that there never was.
         products: digests of the outputs that were fetched whole, by path; None before that.
+        reported: Snakemake was told of the success, and had the time to write it down.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Lease:
     refused: bool = False
     kept: bool = False
     products: dict[str, str] | None = None
+    reported: bool = False
 
     @property
     def open(self) -> bool:
@@ -138,6 +143,9 @@ class Ledger:
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         lock.flush()
         self._lock = lock  # held until this process ends, however it ends
+        wanted = {self._recipe(lease.fingerprint) for lease in self.open_leases()}
+        for path in set((self.folder / RECIPES).glob("*")) - wanted:
+            path.unlink(missing_ok=True)
         return None
 
     def write(self, event: str, name: str, **facts: Any) -> Lease:
@@ -167,6 +175,25 @@ class Ledger:
     def intend(self, name: str, **facts: Any) -> Lease:
         """Write down that a pod is about to be asked for."""
         return self.write("intent", name, run=self.run, **facts)
+
+    def keep_recipe(self, fingerprint: str, recipe: Json) -> None:
+        """Keep what a fingerprint was made of, for as long as a pod may be at work on it."""
+        path = self._recipe(fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(recipe))
+        part.replace(path)
+
+    def recipe(self, fingerprint: str) -> Json | None:
+        """Return what a fingerprint was made of; None if it is not known any more."""
+        try:
+            found = json.loads(self._recipe(fingerprint).read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _recipe(self, fingerprint: str) -> Path:
+        return self.folder / RECIPES / f"{fingerprint[:32]}.json"
 
     def open_leases(self, key: str | None = None) -> list[Lease]:
         """Return the attempts that may have a living pod, of all jobs or of one."""
@@ -209,7 +236,7 @@ class Ledger:
                 lease.gone, lease.refused, lease.ended = False, False, None
             _update(lease, entry, "id", "rate", "machine", "run")
         elif event == "phase":
-            _update(lease, entry, "phase", "host_key", "rate", "machine")
+            _update(lease, entry, "phase", "host_key", "rate", "machine", "fingerprint")
         elif event == "fetched":
             lease.products = entry["products"]
         elif event == "silent":
@@ -219,8 +246,8 @@ class Ledger:
         elif event in ("gone", "refused"):
             setattr(lease, event, True)
             lease.ended = lease.ended or when
-        elif event == "kept":
-            lease.kept = True
+        elif event in ("kept", "reported"):
+            setattr(lease, event, True)
 
 
 def _is_sound(entry: Any) -> bool:

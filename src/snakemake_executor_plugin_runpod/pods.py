@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 
@@ -12,9 +13,12 @@ from snakemake_executor_plugin_runpod.fleet import Fleet
 from snakemake_executor_plugin_runpod.ledger import Lease
 from snakemake_executor_plugin_runpod.link import Identity, Link, LostError, RemoteError
 from snakemake_executor_plugin_runpod.provision import Provision
-from snakemake_executor_plugin_runpod.tasks import Task
+from snakemake_executor_plugin_runpod.tasks import Recipe, Task
 
 NODE = "node-"
+
+NAMED = 5
+"""Changed things that are named when a pod is not taken over."""
 
 
 class Pods(ABC):
@@ -29,7 +33,7 @@ class Pods(ABC):
         """
 
     @abstractmethod
-    async def get(self, task: Task, fingerprint: str) -> Lease:
+    async def get(self, task: Task, recipe: Recipe) -> Lease:
         """Return a machine for a job: one that is at work on it, else a new one."""
 
     @abstractmethod
@@ -82,26 +86,29 @@ class Rented(Pods):
                     f"IT: it is billed until it ends itself. End it: {self._ledger.command('reap')}"
                 )
 
-    async def get(self, task: Task, fingerprint: str) -> Lease:
+    async def get(self, task: Task, recipe: Recipe) -> Lease:
         """Take over the pod that an earlier run left at work, else rent one."""
         taken: Lease | None = None
         for lease in self._ledger.open_leases(task.key):
             if lease.kept:
                 continue
             given_back = lease.run == self._ledger.run  # by an attempt of this run: it is no good
-            if taken is None and not given_back and await self._can_take(lease, task, fingerprint):
+            if taken is None and not given_back and await self._can_take(lease, task, recipe):
                 taken = lease
             else:
                 await self._fleet.end(lease)
         if taken is None:
-            return await self._provision.rent(task, fingerprint)
+            return await self._provision.rent(task, recipe)
         self._context.say(f"{task.title}: taking over pod {taken.id}")
         return taken
 
-    async def _can_take(self, lease: Lease, task: Task, fingerprint: str) -> bool:
+    async def _can_take(self, lease: Lease, task: Task, recipe: Recipe) -> bool:
         self._fleet.wanted.add(lease.name)
-        if lease.fingerprint != fingerprint:
-            self._context.say(f"{task.title}: pod {lease.id} computes something else by now")
+        if reason := self._why_not(lease, task, recipe):
+            self._context.say(
+                f"{task.title}: {reason}; pod {lease.id or lease.name}, on which "
+                f"${lease.cost(time.time()):.4f} were spent, is ended"
+            )
             return False
         if not await self._provision.find(lease):
             return False
@@ -112,6 +119,19 @@ class Rented(Pods):
             self._context.say(f"{task.title}: pod {lease.id} cannot be taken over: {error}")
             return False
         return True
+
+    def _why_not(self, lease: Lease, task: Task, recipe: Recipe) -> str | None:
+        """Say why what a pod computes is not what is wanted; None if it is."""
+        if not task.resumes:
+            return "Snakemake asks for it anew, or has its result"
+        if lease.fingerprint == recipe.fingerprint:
+            return None
+        before = self._ledger.recipe(lease.fingerprint)
+        if before is None or before.keys() != vars(recipe).keys():
+            return "its pod computes something else by now"
+        names = recipe.differences(Recipe(**before))
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"its pod computes something else by now: {', '.join(names[:NAMED])}{more} changed"
 
     async def link(self, lease: Lease) -> Link:
         """Wait until the pod has a port for SSH."""
@@ -190,13 +210,13 @@ class Node(Pods):
             if lease.name.startswith(NODE):
                 self._ledger.write("gone", lease.name)
 
-    async def get(self, task: Task, fingerprint: str) -> Lease:
+    async def get(self, task: Task, recipe: Recipe) -> Lease:
         """Return the machine; it finds by itself whether it is at work on the job."""
         return self._ledger.intend(
             f"{NODE}{task.key}-{secrets.token_hex(4)}",
             key=task.key,
             title=task.title,
-            fingerprint=fingerprint,
+            fingerprint=recipe.fingerprint,
             gpu=self._endpoint.host,
             gpus=task.needs.gpus,
             rate=0.0,

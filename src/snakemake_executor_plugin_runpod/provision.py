@@ -27,7 +27,7 @@ from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.money import Budget, estimate
 from snakemake_executor_plugin_runpod.offers import Candidate, Needs, candidates, price_list
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
-from snakemake_executor_plugin_runpod.tasks import Task
+from snakemake_executor_plugin_runpod.tasks import Recipe, Task
 
 ROUNDS = 3
 """How often one candidate is tried when the service asks for a pause."""
@@ -61,7 +61,7 @@ class Provision:
         self.offers: list[Offer] = []
         self.avoided: set[str] = set()
 
-    async def rent(self, task: Task, fingerprint: str) -> Lease:
+    async def rent(self, task: Task, recipe: Recipe) -> Lease:
         """Rent a pod: the candidates in order, then again after a pause, until patience ends.
 
         Raises:
@@ -76,7 +76,7 @@ class Provision:
             for candidate in await self._candidates(task.needs):
                 kind = f"{candidate.gpu} ({candidate.cloud})"
                 try:
-                    return await self._rent(task, candidate, fingerprint)
+                    return await self._rent(task, candidate, recipe)
                 except (CapacityError, BadHostError, PodLostError, AmbiguousError) as error:
                     tried[kind] = error
                 except TransientError as error:  # of the API as a whole: no other kind does better
@@ -139,18 +139,19 @@ class Provision:
         except ValueError as error:
             raise JobError(str(error)) from None
 
-    async def _rent(self, task: Task, candidate: Candidate, fingerprint: str) -> Lease:
+    async def _rent(self, task: Task, candidate: Candidate, recipe: Recipe) -> Lease:
         name = f"{self._ledger.prefix}{task.key}-{secrets.token_hex(4)}"
         price = candidate.price or 0.0
         await self._wait_for_turn()  # what is planned after it stands in the ledger at once
         self._budget.plan(name, estimate(task.needs).expected * price / 60)
         reach(Failpoint.BEFORE_INTENT)
         self._fleet.wanted.add(name)
+        self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
         lease = self._ledger.intend(
             name,
             key=task.key,
             title=task.title,
-            fingerprint=fingerprint,
+            fingerprint=recipe.fingerprint,
             gpu=candidate.gpu,
             gpus=candidate.gpus,
             rate=price,

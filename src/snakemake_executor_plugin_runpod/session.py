@@ -35,6 +35,7 @@ class Session:
 
     Attributes:
         engine: takes tasks; there once `start` has ended.
+        succeeded: keys of the jobs whose success Snakemake was told of.
     """
 
     def __init__(self, workflow: Any, say: Callable[[str], None], poll_s: float) -> None:
@@ -54,6 +55,8 @@ class Session:
         self._pods: Pods | None = None
         self._guard: asyncio.Task[None] | None = None
         self._detached = False
+        self._written: tuple[int, frozenset[str]] = 0, frozenset()
+        self.succeeded: set[str] = set()
         self.engine: Engine
         if holder := self.ledger.claim():
             raise ValueError(f"the pods of this folder are in use by {holder}: wait for it")
@@ -98,7 +101,17 @@ class Session:
 
     def task(self, job: Any, command: str, declared: Mapping[str, str]) -> Task:
         """Describe a job; see `jobs.task`."""
-        return reading.task(job, self._workflow, self.settings, command=command, declared=declared)
+        jobs = self._workflow.dag.jobs
+        if len(jobs) != self._written[0]:  # there may be more behind a checkpoint
+            self._written = len(jobs), reading.written_by(jobs)
+        return reading.task(
+            job,
+            self._workflow,
+            self.settings,
+            command=command,
+            declared=declared,
+            written=self._written[1],
+        )
 
     async def halt(self, detach: bool) -> None:
         """End all jobs now; see `Engine.halt`."""
@@ -122,7 +135,11 @@ class Session:
                     self.ledger.write("terminating", lease.name)
 
     def report(self) -> None:
-        """Say what the pods of this run have cost."""
+        """Say what the pods of this run have cost, and that Snakemake knows of its successes."""
+        for lease in [x for x in self.ledger.leases.values() if x.key in self.succeeded]:
+            if lease.products is not None and not lease.reported:
+                with suppress(OSError):
+                    self.ledger.write("reported", lease.name)
         if lines := spending(self.ledger):
             self._say("\n".join(lines))
 

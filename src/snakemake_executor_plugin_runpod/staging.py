@@ -1,13 +1,22 @@
 """Which files a job needs on its pod, and where they lie there: as here, seen from each other."""
 
 import os
+import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 NEVER = {".snakemake", ".git"}
+
+DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|copying|changelog|changes|contributing|citation|authors|security"
+    r"|code_of_conduct)\b[^/]*|\.git[^/]*|\.github/.*"
+    r"|docs?/.*\.(md|rst|adoc|txt|html|css|svg|png|jpe?g|gif|pdf)",
+    re.IGNORECASE,
+)
+"""What no job reads as code or input, by its name below the repository."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,22 @@ class Layout:
             return absolute.relative_to(self.base).as_posix()
         except ValueError:
             raise ValueError(f"{path} lies outside of {self.base} and cannot be staged") from None
+
+    def idle(self, name: str, *, read: Set[str], written: Set[str]) -> bool:
+        """Tell whether something that is staged does not decide the result of a job.
+
+        Args:
+            name: below the root on the pod.
+            read: what the job declares to read, relative to the working directory.
+            written: what jobs of this workflow write.
+        """
+        path = self.base / name
+        below_work = os.path.relpath(path, self.work)
+        places = {below_work, *map(str, Path(below_work).parents)}
+        if places & read:
+            return False
+        below_repository = Path(os.path.relpath(path, self.repository)).as_posix()
+        return bool(places & written) or DOCUMENTS.fullmatch(below_repository) is not None
 
     @property
     def directory(self) -> str:

@@ -3,13 +3,31 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.offers import Needs
-from snakemake_executor_plugin_runpod.transfer import Digests, Item
+from snakemake_executor_plugin_runpod.transfer import Digests, Item, item
+
+STEPS = "RUNPOD_STEPS"
+"""The variable that tells a job in which ways its pod is larger than was asked for."""
+
+OF_THE_RUN = {
+    "--latency-wait",
+    "--local-groupid",
+    "--printshellcmds",
+    "--quiet",
+    "--rerun-triggers",
+    "--scheduler",
+    "--skip-script-cleanup",
+    "--unneeded-temp-files",
+    "--verbose",
+    "--wait-for-free-local-storage",
+}
+"""Options of Snakemake that say how a job is run and told of, not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +47,13 @@ class Task:
         outputs: paths that must exist afterwards, relative to the working directory.
         updates: those of them that the job brings up to date, and that stay if it fails.
         logs: its log and benchmark files, which are fetched in any case.
-        identity: what decides its result beside its inputs: rule, parameters, code.
+        identity: its rule, wildcards, parameters and own code, as Snakemake knows them.
+        image: of the container.
         stage: lists everything that is staged: pairs of name and path.
+        idle: names of what is staged and does not decide the result.
         requirements: text of the requirements file.
+        resumes: whether Snakemake waits for this very job, which it was told is at work: then a pod
+            at work on it is taken over, and what was fetched of it is used. Else it is run anew.
         variables: of its process; none is secret.
         secrets: variables that reach the pod in a file only.
     """
@@ -50,23 +72,68 @@ class Task:
     updates: list[str]
     logs: list[str]
     identity: Any
+    image: str
     stage: Callable[[], list[tuple[str, Path]]]
+    idle: Callable[[str], bool]
     requirements: str
     snakemake: str
+    resumes: bool
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def fingerprint(self, digests: Digests) -> str:
-        """Hash what decides the result: the identity, and the content of every input."""
-        files = [[name, _digest(Path(name), digests)] for name in sorted(self.inputs)]
-        text = json.dumps([self.identity, files], sort_keys=True, default=repr)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def items(self, digests: Digests) -> list[Item]:
         """Describe everything that is staged."""
-        from snakemake_executor_plugin_runpod.transfer import item
-
         return [item(name, path, digests) for name, path in self.stage()]
+
+    def recipe(self, items: Iterable[Item]) -> "Recipe":
+        """Return all that decides the result; secrets are in it by their names only.
+
+        Args:
+            items: everything that is staged.
+        """
+        told = {
+            "parameters": self.identity,
+            "the command": essence(self.command),
+            "the image": self.image,
+            "the requirements": self.requirements,
+            "the version of Snakemake": self.snakemake,
+            "folders on the path of Python": self.pythonpath,
+            "the names of secrets": sorted(self.secrets),
+        }
+        told |= {
+            f"the variable {name}": value
+            for name, value in self.variables.items()
+            if name != STEPS  # that decides the pod
+        }
+        files = {i.name: f"{i.kind} {i.digest}" for i in items if not self.idle(i.name)}
+        return Recipe(files, {name: _hash(value) for name, value in told.items()})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides the result of a job: each thing by its name, with a digest.
+
+    Attributes:
+        files: what is staged and may be read as code or input, by its name on the pod.
+        others: parameters, command, image and the like.
+    """
+
+    files: Mapping[str, str]
+    others: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of it all."""
+        return _hash([self.files, self.others])
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Name what is not the same in both, files first."""
+        return [
+            name
+            for one, two in ((self.files, other.files), (self.others, other.others))
+            for name in sorted({*one, *two})
+            if one.get(name) != two.get(name)
+        ]
 
 
 def key_of(title: str, identity: Any) -> str:
@@ -76,9 +143,29 @@ def key_of(title: str, identity: Any) -> str:
     return f"{slug or 'job'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _digest(path: Path, digests: Digests) -> str:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        listed = [[p.relative_to(path).as_posix(), digests(p)] for p in files]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-    return digests(path) if path.is_file() else "absent"
+def essence(command: str) -> list[list[str]]:
+    """Return the options of a job's command line that can decide its result, sorted.
+
+    Args:
+        command: as Snakemake writes it: the lists in it have no order, and options of how it is run
+            come and go with the run that submits the job.
+    """
+    options: list[list[str]] = [[]]
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no shell would read it either: that it is said is not for here
+        return [[command]]
+    for word in words:
+        if word.startswith("--"):
+            options.append([word])
+        else:
+            options[-1].append(word)
+    return [
+        options[0],
+        *sorted([name, *sorted(values)] for name, *values in options[1:] if name not in OF_THE_RUN),
+    ]
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,7 +10,9 @@ import sys
 import venv
 from pathlib import Path
 
+import psutil
 import pytest
+from executor_rig import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,6 +228,23 @@ def test_on_a_machine_that_is_there_already(project, undisturbed, node):
     assert said.code == 1
     assert f"ssh -p {address.rpartition(':')[2]} " in said.text
     assert "must work without questions" in said.text
+
+
+@pytest.mark.slow
+def test_what_an_earlier_run_began_on_a_machine_is_ended_there_if_it_is_wanted_anew(project, node):
+    """The machine is not given back when the controller is killed: the job goes on there."""
+    home, address = node
+    words, alone = ["--runpod-node", address], {"HOME": str(home), "RUNPOD_API_KEY": ""}
+    run = project.start(*project.slow(3), *words, **alone)
+    wait_until(lambda: any(e.get("phase") == "running" for e in project.ledger_so_far()))
+    run.kill()
+    run.communicate()
+    (folder,) = (home / ".snakemake-runpod/jobs").iterdir()
+    first = (folder / "pid").read_text()
+    said = project(*project.slow(3), *words, "--forcerun", "count", **alone)
+    assert said.code == 0, said.text
+    assert "its job was started before" not in said.text
+    assert not psutil.pid_exists(int(first.split()[0]))
 
 
 @pytest.mark.fault(32)
