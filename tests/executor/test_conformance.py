@@ -12,7 +12,7 @@ from executor_rig import TIME_SCALE
 from snakemake.common.tests import TestWorkflowsLocalStorageBase
 
 from snakemake_executor_plugin_runpod import ExecutorSettings
-from snakemake_executor_plugin_runpod.api import Spec
+from snakemake_executor_plugin_runpod.api import AGENT, Spec
 from snakemake_executor_plugin_runpod.api.errors import PermanentError
 from snakemake_executor_plugin_runpod.api.rest import RestApi
 
@@ -52,7 +52,7 @@ def test_emulator_and_client_speak_as_runpod_describes_it(emulator, monkeypatch)
         data_center="EU-RO-1", cuda="12.8", min_download=None, start="", env={"A": "b"},
     )  # fmt: skip
     pod = api.create(spec)
-    headers = {"Authorization": f"Bearer {account.key}"}
+    headers = {"Authorization": f"Bearer {account.key}", "User-Agent": AGENT}
     with httpx.Client(base_url=f"{account.url}/v2", headers=headers) as client:
         for path, name in (
             ("/pods", "ListPodsResponse"),

@@ -36,7 +36,7 @@ from snakemake_executor_plugin_runpod.offers import Needs
 from snakemake_executor_plugin_runpod.pods import Rented
 from snakemake_executor_plugin_runpod.provision import Provision
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
-from snakemake_executor_plugin_runpod.tasks import Task
+from snakemake_executor_plugin_runpod.tasks import Recipe, Task
 
 SOAK = os.environ.get("LIFE_SEQUENCES")
 """How many sequences chance is to make; without it they are always the same 500."""
@@ -57,8 +57,12 @@ def task(job):
     return Task(
         key=job, title=job, rule=job, needs=Needs(), limit_s=60, lifetime_s=60, command="true",
         directory=".", pythonpath=[], inputs=[], outputs=[f"{job}.json"], updates=[], logs=[],
-        identity=None, stage=list, requirements="", snakemake="9",
+        identity=None, image="i:1", stage=list, idle=lambda _: False, requirements="",
+        snakemake="9", resumes=True,
     )  # fmt: skip
+
+
+RECIPE = Recipe({}, {})
 
 
 class Controller:
@@ -120,7 +124,7 @@ class Life(RuleBasedStateMachine):
             return
         refusals = (ApiError, JobError, BadHostError, PodLostError, BudgetError)
         with suppress(*refusals):
-            lease = self.run(self.controller.pods.get(task(job), "fingerprint"))
+            lease = self.run(self.controller.pods.get(task(job), RECIPE))
             happened["adopted" if lease.id in self.before else "rented"] += 1
             self.controller.held[job] = lease
 
@@ -238,7 +242,7 @@ def test_who_is_interrupted_while_the_service_wants_a_pause_creates_nothing_afte
         while not life.account.faults[0].fired:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        renting = asyncio.ensure_future(life.controller.pods.get(task("beta"), "fingerprint"))
+        renting = asyncio.ensure_future(life.controller.pods.get(task("beta"), RECIPE))
         await asyncio.sleep(0.1)
         renting.cancel()
         await asyncio.wait({listing, renting})
