@@ -20,14 +20,14 @@ $(INSTALLED): pyproject.toml envs/constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python -m moe_outliers.miniatures demo/models
+	$(BIN)/python -m moe_outliers.demo.miniatures demo/models
 	$(BIN)/snakemake --directory demo --configfile config/demo.yaml --report report.html --report-after-run
 	@echo "figures:  demo/results/figures/"
 	@echo "report:   demo/results/report.html (and Snakemake's own: demo/report.html)"
 
 # The same on emulated pods: by the real executor and SSH, with nothing rented.
 demo-runpod: install
-	$(BIN)/python -m moe_outliers.miniatures demo/models
+	$(BIN)/python -m moe_outliers.demo.miniatures demo/models
 	PYTHONPATH=tests $(BIN)/python -m emulator -- $(BIN)/snakemake --profile runpod --directory demo-runpod \
 	  --configfile config/demo.yaml
 	@echo "figures:  demo-runpod/results/figures/"

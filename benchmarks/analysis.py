@@ -27,7 +27,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from synthetic import Plant, Shape, of_shape  # noqa: E402
 
-from moe_outliers import files, job, parquet, receipts, statistics, sweep, versions  # noqa: E402
+from moe_outliers import versions  # noqa: E402
+from moe_outliers.storage import files, parquet, receipts  # noqa: E402
+from moe_outliers.storage import statistics_file as statistics  # noqa: E402
+from moe_outliers.workflow import script as job  # noqa: E402
+from moe_outliers.workflow import sweep  # noqa: E402
 
 PLANTS = [
     *(Plant(feature, size=25) for feature in range(4)),

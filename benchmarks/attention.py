@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.models.gpt_oss import modeling_gpt_oss
 
-from moe_outliers.attention import sink_flash
+from moe_outliers.engine.attention import sink_flash
 
 HEADS, KEY_HEADS, HEAD = 64, 8, 64
 SLACK = 1.0

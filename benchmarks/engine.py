@@ -42,10 +42,12 @@ import shapes  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from moe_outliers import checkpoint, reducers, resident, streamed  # noqa: E402
-from moe_outliers import statistics as statistics_file  # noqa: E402
-from moe_outliers.recorder import Recorder  # noqa: E402
-from moe_outliers.source import Folder  # noqa: E402
+from moe_outliers.checkpoint import headers as checkpoint  # noqa: E402
+from moe_outliers.checkpoint.source import Folder  # noqa: E402
+from moe_outliers.engine import resident, streamed  # noqa: E402
+from moe_outliers.recording import choose as reducers  # noqa: E402
+from moe_outliers.recording.recorder import Recorder  # noqa: E402
+from moe_outliers.storage import statistics_file  # noqa: E402
 
 PARTS = ("streamed", "small", "floors", "resident", "old", "attention", "kernels")
 WHOLE = ("olmoe-1b-7b", "gpt-oss-20b", "qwen3-30b-a3b", "gpt-oss-120b")
@@ -371,7 +373,8 @@ class Bench:
         """Time the reduction of one site and one block, for one sequence and for all."""
         if not self.cuda:
             return
-        from moe_outliers import fused, reduction
+        from moe_outliers.recording import reduction
+        from moe_outliers.recording.gpu import launch as fused
 
         shape = (self.options.tokens, self.config["hidden_size"])
         hs = [torch.randn(shape, device="cuda").bfloat16() * 3 for _ in range(len(self.ids))]

@@ -15,7 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from moe_outliers import files, job, receipts, sweep, versions
+from moe_outliers import versions
+from moe_outliers.storage import files, receipts
+from moe_outliers.workflow import script as job
+from moe_outliers.workflow import sweep
 
 ROOT = Path(__file__).parents[1]
 SIZE = 6_000_000

@@ -19,7 +19,7 @@ END = "<!-- end -->\n"
 
 def variables() -> str:
     """List the variables of a statistics file."""
-    from moe_outliers.statistics import VARIABLES
+    from moe_outliers.storage.statistics_file import VARIABLES
 
     rows = ["| variable | axes | type | meaning |", "| --- | --- | --- | --- |"]
     rows += [
@@ -31,14 +31,14 @@ def variables() -> str:
 
 def attributes() -> str:
     """List the global attributes of a statistics file."""
-    from moe_outliers.statistics import ATTRIBUTES
+    from moe_outliers.storage.statistics_file import ATTRIBUTES
 
     return _text([", ".join(f"`{name}`" for name in ATTRIBUTES)])
 
 
 def families() -> str:
     """List the families whose sites are known."""
-    from moe_outliers.sites import FAMILIES
+    from moe_outliers.recording.sites import FAMILIES
 
     head = "| `model_type` | router | its top-k sorts | norm multiplies by | norm |"
     rows = [head, "| --- | --- | --- | --- | --- |"]

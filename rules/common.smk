@@ -4,8 +4,11 @@ import os
 
 from snakemake.exceptions import WorkflowError
 
-from moe_outliers import configuration, plan, receipts, versions
-from moe_outliers.figures.catalogue import FIGURES
+from moe_outliers import versions
+from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.storage import receipts
+from moe_outliers.workflow import resources as plan
+from moe_outliers.workflow import settings as configuration
 
 
 def here(path):

@@ -11,9 +11,10 @@ from functools import partial
 from snakemake.persistence import FileBackupMixin
 from snakemake.persistence.file import FilePersistence
 
-from moe_outliers import checks, files, owner
 from moe_outliers.failpoints import Failpoint, reach
-from moe_outliers.job import announce
+from moe_outliers.storage import files
+from moe_outliers.workflow import damage, lock
+from moe_outliers.workflow.script import announce
 
 state = Path(".snakemake/moe-outliers")
 say = partial(print, file=sys.stderr, flush=True)
@@ -30,7 +31,7 @@ def clear_after_dead_owner():
 
 def find_damage():
     """Check every result that is there; the reasons go to `damaged`. Return what is whole."""
-    hashes, ids = checks.memories(full=config["receipts"] == "full")
+    hashes, ids = damage.memories(full=config["receipts"] == "full")
     makers = [each for each in workflow.rules if each.name != "extract"]
     products = [
         path
@@ -39,10 +40,10 @@ def find_damage():
         and any(maker.is_producer(str(path)) for maker in makers)
     ]
     for path in products:
-        if fault := checks.product_fault(path, hashes):
+        if fault := damage.product_fault(path, hashes):
             damaged[path] = fault
     for model in models:
-        damaged.update(checks.model_faults(model, pairs_of(model), hashes, ids))
+        damaged.update(damage.model_faults(model, pairs_of(model), hashes, ids))
     hashes.save()
     ids.save()
     pairs = [p for model in models for p in pairs_of(model) if p.statistics.exists()]
@@ -94,9 +95,9 @@ FileBackupMixin.backup_output = FileBackupMixin.restore_output = lambda store, p
 
 announce()
 if workflow.is_main_process:
-    if place := owner.unwritable(state, Path("results")):
+    if place := lock.unwritable(state, Path("results")):
         raise WorkflowError(f"{place} cannot be written to: mend that, and run again")
-    claimed, who = owner.claim(state / "owner", say)
+    claimed, who = lock.claim(state / "owner", say)
     if claimed is None:
         say(f"another run is under way here: {who}; nothing is checked or marked beside it")
     else:
@@ -108,12 +109,12 @@ if workflow.is_main_process:
 
 onstart:
     refuse_without_gpu()
-    own, who = owner.claim(state / "owner", say)
+    own, who = lock.claim(state / "owner", say)
     if own is None:
         raise WorkflowError(f"this folder is in use by {who}: wait for it, or end it")
     if who:
         raise WorkflowError(f"{who} has worked here since this run looked: run it again")
-    owner.sign(own)
+    lock.sign(own)
     workflow.globals["own"] = own  # the lock is held for as long as this process lives
     reach(Failpoint.OWNED)
     remove_damaged()

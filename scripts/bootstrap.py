@@ -3,9 +3,10 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics, parquet
-from moe_outliers.bootstrap import bootstrap
-from moe_outliers.job import run
+from moe_outliers import metrics
+from moe_outliers.inference.bootstrap import bootstrap
+from moe_outliers.storage import parquet
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

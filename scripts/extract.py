@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import files, plan, receipts
 from moe_outliers.extract import Task, extract
-from moe_outliers.job import run
+from moe_outliers.storage import files, receipts
+from moe_outliers.workflow import resources as plan
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

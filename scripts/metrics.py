@@ -3,8 +3,12 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import draws, files, metrics, parquet, statistics, tokenize, verify
-from moe_outliers.job import run
+from moe_outliers import metrics, verify
+from moe_outliers import tokens as tokenize
+from moe_outliers.stats import draws
+from moe_outliers.storage import files, parquet
+from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

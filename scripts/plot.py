@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import files, parquet
-from moe_outliers.figures.draw import draw
-from moe_outliers.job import run
+from moe_outliers.report.figures.draw import draw
+from moe_outliers.storage import files, parquet
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

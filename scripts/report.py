@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import files, receipts, report
-from moe_outliers.job import run
+from moe_outliers.report import page as report
+from moe_outliers.storage import files, receipts
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

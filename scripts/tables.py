@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.csv
 
-from moe_outliers import files, parquet, reference, summary, tables
-from moe_outliers.job import run
+from moe_outliers.report import earlier_work as reference
+from moe_outliers.report import summary, tables
+from moe_outliers.storage import files, parquet
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,8 +4,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import hub, parquet, texts, tokenize
-from moe_outliers.job import run
+from moe_outliers import texts
+from moe_outliers import tokens as tokenize
+from moe_outliers.checkpoint import hub
+from moe_outliers.storage import parquet
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,8 +3,11 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics, parquet, validate, validate_classes
-from moe_outliers.job import run
+from moe_outliers import metrics
+from moe_outliers.inference import simulate_classes as validate_classes
+from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.storage import parquet
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

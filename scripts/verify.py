@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import files, parquet, receipts, tokenize
-from moe_outliers.job import run
+from moe_outliers import tokens as tokenize
+from moe_outliers.storage import files, parquet, receipts
 from moe_outliers.verify import Expectation, verdict
+from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory) -> Slice:
 def demo(tmp_path_factory) -> Slice:
     """The demo, run once to its end as `make demo` runs it; tests copy it, never change it."""
     folder = tmp_path_factory.mktemp("demo")
-    miniatures = [sys.executable, "-m", "moe_outliers.miniatures", str(folder / "models")]
+    miniatures = [sys.executable, "-m", "moe_outliers.demo.miniatures", str(folder / "models")]
     subprocess.run(miniatures, check=True, capture_output=True)
     table = (ROOT / "config/demo.tsv").read_text().replace("demo/models", str(folder / "models"))
     (folder / "demo.tsv").write_text(table)

@@ -5,14 +5,15 @@ from contextlib import closing
 import numpy as np
 from hub import COMMIT
 
-from moe_outliers import checkpoint as checkpoints
-from moe_outliers import hub, resident, streamed
-from moe_outliers.hub import File
-from moe_outliers.ranges import Ranges
-from moe_outliers.recorder import Recorder
-from moe_outliers.shards import Shards
-from moe_outliers.source import Folder
-from moe_outliers.store import Store
+from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint.download import Shards
+from moe_outliers.checkpoint.http_ranges import Ranges
+from moe_outliers.checkpoint.hub import File
+from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.source import Folder
+from moe_outliers.engine import resident, streamed
+from moe_outliers.recording.recorder import Recorder
 
 ALPHAS = [3.0, 4.0, 5.0, 6.0, 8.0]
 IDS = np.random.default_rng(0).integers(0, 128, (5, 64)).astype("int32")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from moe_outliers import statistics, tokenize
+from moe_outliers import tokens as tokenize
+from moe_outliers.storage import statistics_file as statistics
 from moe_outliers.versions import STATISTICS_FORMAT
 
 ALPHAS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)

@@ -15,22 +15,18 @@ import numpy as np
 import torch
 import transformers
 
-from moe_outliers import (
-    engine,
-    files,
-    parquet,
-    receipts,
-    reducers,
-    statistics,
-    tokenize,
-    versions,
-)
-from moe_outliers.checkpoint import digest
+from moe_outliers import tokens as tokenize
+from moe_outliers import versions
+from moe_outliers.checkpoint.headers import digest
+from moe_outliers.engine import engine
 from moe_outliers.failpoints import Failpoint, reach
-from moe_outliers.kept import Array
 from moe_outliers.progress import Progress
-from moe_outliers.receipts import Pair
-from moe_outliers.recorder import Recorder
+from moe_outliers.recording import choose as reducers
+from moe_outliers.recording.accumulator import Array
+from moe_outliers.recording.recorder import Recorder
+from moe_outliers.storage import files, parquet, receipts
+from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage.receipts import Pair
 
 
 @dataclass(frozen=True)

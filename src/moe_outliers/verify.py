@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers import receipts, statistics
-from moe_outliers.statistics import VARIABLES
+from moe_outliers.storage import receipts
+from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage.statistics_file import VARIABLES
 
 Verdict = dict[str, Any]
 """model, valid, checks: a list of {name, passed, message}, and notes (which fail nothing)."""

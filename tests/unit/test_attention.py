@@ -3,7 +3,7 @@ import torch
 import transformers
 from torch import nn
 
-from moe_outliers import attention
+from moe_outliers.engine import attention
 
 
 def reference(query, key, value, *, sinks, scaling, window):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_outliers import checkpoint, resident
-from moe_outliers.miniatures import MINIATURES, PHIMOE, build
+from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.demo.miniatures import MINIATURES, PHIMOE, build
+from moe_outliers.engine import resident
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import pytest
 from scipy import stats
 from snake import ROOT
 
-from moe_outliers import validate_classes
+from moe_outliers.inference import simulate_classes as validate_classes
+from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics import classes
 from moe_outliers.metrics.classes import classify, model_class
 from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import site_extent
-from moe_outliers.metrics.study import Criteria
-from moe_outliers.validate_classes import Truth
+from moe_outliers.metrics.model_statistics import Criteria
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 

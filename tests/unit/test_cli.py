@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from snake import ROOT
 
-from moe_outliers import doctor
+from moe_outliers.cli import doctor
 
 PROGRAM = Path(sys.executable).with_name("moe-outliers")
 START_S = 0.5
@@ -43,7 +43,7 @@ def test_no_command_imports_torch_or_the_tools_of_the_analysis(words):
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from moe_outliers.cli import app\n"
+        "from moe_outliers.cli.app import app\n"
         f"assert CliRunner().invoke(app, {list(words)}).exit_code == 0\n"
         f"print(sorted({HEAVY} & set(sys.modules)))"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_outliers import configuration
+from moe_outliers.workflow import settings as configuration
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "config/schemas"

@@ -8,7 +8,7 @@ from pathlib import Path
 from hub import Fault, Hub
 from snake import ROOT
 
-from moe_outliers import doctor
+from moe_outliers.cli import doctor
 
 BIN = Path(sys.executable).parent
 NOBODY = "http://127.0.0.1:9"

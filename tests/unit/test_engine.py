@@ -13,13 +13,14 @@ from hub import COMMIT, Fault, Hub
 from running import ALPHAS, DELIMITER, IDS
 from snake import spilt
 
-from moe_outliers import parquet, receipts, tokenize
+from moe_outliers import tokens as tokenize
+from moe_outliers.storage import parquet, receipts
 
 TOKEN = "hf_" + "y" * 30
 PROGRAM = """
 import sys
 from pathlib import Path
-from moe_outliers import receipts
+from moe_outliers.storage import receipts
 from moe_outliers.extract import Task, extract
 engine, disk, out, revision, folder, repo = sys.argv[1:]
 identity = {"repo": repo, "revision": revision, "settings": "0" * 64}
@@ -99,7 +100,7 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
 
 
 def _variables(path):
-    from moe_outliers import statistics
+    from moe_outliers.storage import statistics_file as statistics
 
     found = statistics.read(path)
     return {name: value.values.tobytes() for name, value in found.variables.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_outliers import files
+from moe_outliers.storage import files
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

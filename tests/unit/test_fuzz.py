@@ -6,8 +6,13 @@ import time
 
 import pytest
 
-from moe_outliers import checks, files, job, parquet, receipts, statistics, texts, tokenize
-from moe_outliers.receipts import Expected, Pair
+from moe_outliers import texts
+from moe_outliers import tokens as tokenize
+from moe_outliers.storage import files, parquet, receipts
+from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage.receipts import Expected, Pair
+from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow import script as job
 
 CASES = 2_000
 MANY = 100_000

@@ -8,9 +8,10 @@ import tiny
 import torch
 from running import stream, taken
 
-from moe_outliers import checkpoint as checkpoints
-from moe_outliers import graphs, streamed
-from moe_outliers.source import Folder
+from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint.source import Folder
+from moe_outliers.engine import cuda_graphs as graphs
+from moe_outliers.engine import streamed
 
 pytestmark = [
     pytest.mark.gpu,

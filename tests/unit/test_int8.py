@@ -7,7 +7,7 @@ bitsandbytes = pytest.importorskip(
     "bitsandbytes", reason="bitsandbytes has no wheel for this Python or platform"
 )
 
-from moe_outliers import reduction  # noqa: E402
+from moe_outliers.recording import reduction  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_outliers import draws, intervals, validate
-from moe_outliers.intervals import expanded_tail, of_differences, of_means, resample
+from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.stats import draws, intervals
+from moe_outliers.stats.intervals import expanded_tail, of_differences, of_means, resample
 
 ANY = np.zeros(1, dtype=bool)
 SHARE = np.ones(1, dtype=bool)

@@ -4,7 +4,13 @@ import os
 import subprocess
 import sys
 
-SCRIPT = "import time; from moe_outliers import job; job.end_with_controller(); time.sleep(60)"
+SCRIPT = """
+import time
+from moe_outliers.workflow.script import end_with_controller
+
+end_with_controller()
+time.sleep(60)
+"""
 
 
 def test_a_script_whose_controller_is_gone_before_it_looks_ends_at_once():
@@ -18,7 +24,7 @@ def test_a_script_whose_controller_is_gone_before_it_looks_ends_at_once():
 FULL = """
 import types
 from pathlib import Path
-from moe_outliers import job
+from moe_outliers.workflow import script as job
 
 here = types.SimpleNamespace(log=["a.log"], output=[])
 job.run(lambda _: Path("/dev/full").write_text("x"), here)
@@ -38,7 +44,7 @@ def test_a_full_disk_is_said_in_one_message_with_the_fix(tmp_path):
 
 HOSTILE = r"""
 import logging, types
-from moe_outliers import job
+from moe_outliers.workflow import script as job
 
 def main(_):
     logging.info("a tensor \x1b[2J")

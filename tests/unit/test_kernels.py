@@ -11,7 +11,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from moe_outliers import fused, memory, reducers, reduction  # noqa: E402
+from moe_outliers.engine import memory  # noqa: E402
+from moe_outliers.recording import choose as reducers  # noqa: E402
+from moe_outliers.recording import reduction  # noqa: E402
+from moe_outliers.recording.gpu import launch as fused  # noqa: E402
 
 ALPHAS = [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0]
 EXACT_ON_SITES = ["x_min", "x_max", "x_first", "x_count", "x_positive", "x_delimiter"]

@@ -119,7 +119,7 @@ def test_constant_activations_have_no_kurtosis():
 
 def test_scaling_the_residual_stream_leaves_z_unchanged():
     torch = pytest.importorskip("torch", reason="the extraction's packages are not installed")
-    from moe_outliers import reduction
+    from moe_outliers.recording import reduction
 
     h = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 64)))
     for layer_norm in (False, True):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from running import ALPHAS, DELIMITER, IDS
 
-from moe_outliers import checkpoint as checkpoints
-from moe_outliers import memory, streamed
-from moe_outliers.recorder import Recorder
-from moe_outliers.source import Folder
+from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint.source import Folder
+from moe_outliers.engine import memory, streamed
+from moe_outliers.recording.recorder import Recorder
 
 CPU = torch.device("cpu")
 NEEDED = memory.Needs(

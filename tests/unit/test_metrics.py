@@ -6,9 +6,11 @@ import pytest
 import synthetic
 from synthetic import Plant, Shape
 
-from moe_outliers import bootstrap, metrics, statistics
+from moe_outliers import metrics
+from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import Criteria
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED
+from moe_outliers.storage import statistics_file as statistics
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 SHAPE = Shape(sequences=16, blocks=8, width=80, positions=96, dense=1)
@@ -120,7 +122,7 @@ def _of_model(table):
 
 
 def test_statistics_that_are_in_order_are_not_copied(model):
-    from moe_outliers.metrics.study import Study
+    from moe_outliers.metrics.model_statistics import Study
 
     data, tokens = model
     ordered = Study.of("m", data, tokens, CRITERIA, 0).statistics

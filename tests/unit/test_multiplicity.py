@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from moe_outliers import correlation
-from moe_outliers.multiplicity import benjamini_hochberg, holm
+from moe_outliers.stats import correlation
+from moe_outliers.stats.multiplicity import benjamini_hochberg, holm
 
 P = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 

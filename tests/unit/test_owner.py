@@ -3,7 +3,7 @@
 import os
 import threading
 
-from moe_outliers import owner
+from moe_outliers.workflow import lock as owner
 
 
 def test_who_has_signed_is_named_and_its_word_outlives_it(tmp_path):

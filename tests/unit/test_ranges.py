@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hub import COMMIT, Fault, Hub
 
-from moe_outliers import hub, ranges
-from moe_outliers.hub import File
-from moe_outliers.ranges import ATTEMPTS, Ranges
-from moe_outliers.source import Stopped
+from moe_outliers.checkpoint import http_ranges as ranges
+from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint.http_ranges import ATTEMPTS, Ranges
+from moe_outliers.checkpoint.hub import File
+from moe_outliers.checkpoint.source import Stopped
 
 CONTENT = random.Random(0).randbytes(300_000)
 NAME = "model.safetensors"

@@ -6,10 +6,16 @@ import reference
 import tiny
 import torch
 
-from moe_outliers import parquet, reduction, resident, statistics, texts, tokenize, vocabularies
-from moe_outliers.experts import Tap
-from moe_outliers.miniatures import MINIATURES, PHIMOE, build
-from moe_outliers.recorder import Recorder
+from moe_outliers import texts
+from moe_outliers import tokens as tokenize
+from moe_outliers.demo import mini_tokenizers as vocabularies
+from moe_outliers.demo.miniatures import MINIATURES, PHIMOE, build
+from moe_outliers.engine import resident
+from moe_outliers.recording import reduction
+from moe_outliers.recording.experts import Tap
+from moe_outliers.recording.recorder import Recorder
+from moe_outliers.storage import parquet
+from moe_outliers.storage import statistics_file as statistics
 
 FAMILIES = {**MINIATURES, "mini-phimoe": PHIMOE}
 SEQUENCES, TOKENS = 3, 64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_outliers import reduction
+from moe_outliers.recording import reduction
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -8,7 +8,7 @@ from synthetic import Shape
 
 from moe_outliers.metrics import residual, routing
 from moe_outliers.metrics.experts import Attribution, super_experts
-from moe_outliers.multiplicity import benjamini_hochberg
+from moe_outliers.stats.multiplicity import benjamini_hochberg
 
 
 def _route(rng, sequences, positions, experts, picks=2):

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, Fault, Hub
 
-from moe_outliers import hub, shards
-from moe_outliers.hub import File
-from moe_outliers.ranges import Ranges
-from moe_outliers.shards import Shards
-from moe_outliers.store import Store
+from moe_outliers.checkpoint import download as shards
+from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint.download import Shards
+from moe_outliers.checkpoint.http_ranges import Ranges
+from moe_outliers.checkpoint.hub import File
+from moe_outliers.checkpoint.shard_cache import Store
 
 NAMES = [f"model-{number}.safetensors" for number in range(5)]
 SIZE = 100_000

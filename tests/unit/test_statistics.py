@@ -5,7 +5,7 @@ import pytest
 import synthetic
 from synthetic import Shape
 
-from moe_outliers import statistics
+from moe_outliers.storage import statistics_file as statistics
 
 SHAPE = Shape(sequences=6, blocks=2, width=64, positions=64)
 

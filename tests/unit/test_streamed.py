@@ -10,11 +10,13 @@ import torch
 from hub import Fault, Hub
 from running import ALPHAS, DELIMITER, IDS, hold, remote, stream, taken
 
-from moe_outliers import checkpoint as checkpoints
-from moe_outliers import dequantise, failpoints, progress, shards, streamed
-from moe_outliers.kept import Kept
-from moe_outliers.recorder import Recorder
-from moe_outliers.source import Folder
+from moe_outliers import failpoints, progress
+from moe_outliers.checkpoint import download as shards
+from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint.source import Folder
+from moe_outliers.engine import dequantise, streamed
+from moe_outliers.recording.accumulator import Kept
+from moe_outliers.recording.recorder import Recorder
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])

@@ -14,10 +14,10 @@ from hub import Fault, Hub
 from running import hold, remote, stream, taken
 from safetensors.torch import save_file
 
-from moe_outliers import checkpoint as checkpoints
-from moe_outliers import streamed
-from moe_outliers.loader import Loader
-from moe_outliers.source import Folder
+from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint.source import Folder
+from moe_outliers.engine import streamed
+from moe_outliers.engine.loader import Loader
 
 
 @pytest.fixture

@@ -10,20 +10,16 @@ from scipy import stats
 from snake import ROOT
 from synthetic import Plant, Shape
 
-from moe_outliers import (
-    bootstrap,
-    comparison,
-    metrics,
-    reference,
-    story,
-    summary,
-    tables,
-    validate,
-    validate_classes,
-)
+from moe_outliers import metrics
+from moe_outliers.inference import bootstrap, comparison
+from moe_outliers.inference import simulate_classes as validate_classes
+from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics import Criteria
-from moe_outliers.multiplicity import holm
-from moe_outliers.validate_classes import Truth
+from moe_outliers.report import earlier_work as reference
+from moe_outliers.report import sentences as story
+from moe_outliers.report import summary, tables
+from moe_outliers.stats.multiplicity import holm
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}

@@ -10,7 +10,8 @@ import pytest
 from hub import COMMIT, Fault, Hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from moe_outliers import texts, tokenize
+from moe_outliers import texts
+from moe_outliers import tokens as tokenize
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
 def _fetch(server, cache):
     """Fetch the tokenizer of a repository in a process of its own; return what it said."""
     program = (
-        "from moe_outliers import hub\n"
+        "from moe_outliers.checkpoint import hub\n"
         f"try: print(hub.tokenizer('org/model', {COMMIT!r}).read_text())\n"
         "except ValueError as error: print('refused:', error)"
     )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from moe_outliers import statistics, verify
+from moe_outliers import verify
+from moe_outliers.storage import statistics_file as statistics
 
 MODEL = "small-olmoe"
 
@@ -81,7 +82,7 @@ def test_a_checkpoint_that_is_not_as_the_table_says_is_named(data):
 
 @pytest.mark.fault(87)
 def test_batches_of_several_types_are_no_model(undisturbed):
-    from moe_outliers import receipts
+    from moe_outliers.storage import receipts
 
     paths = sorted((undisturbed.folder / "results/extract" / MODEL).glob("*.json"))
     found = [receipts.read(path) for path in paths]

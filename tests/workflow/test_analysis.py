@@ -5,7 +5,8 @@ import json
 import pytest
 from slice import MODELS, Slice
 
-from moe_outliers import parquet, tables
+from moe_outliers.report import tables
+from moe_outliers.storage import parquet
 
 SUMMARY = "results/tables/summary.json"
 

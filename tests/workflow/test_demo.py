@@ -7,8 +7,10 @@ import pytest
 import yaml
 from slice import ROOT
 
-from moe_outliers import configuration, parquet, statistics
-from moe_outliers.figures.catalogue import FIGURES
+from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.storage import parquet
+from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.workflow import settings as configuration
 
 MODELS = configuration.read_table(ROOT / "config/demo.tsv", ROOT / "config/schemas")
 MAGNITUDE, OWN, SHARE, SYSTEMATIC = 6, 3, 0.06, 0.75

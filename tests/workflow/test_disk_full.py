@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from slice import MODELS, VERDICTS, Slice
 
-from moe_outliers import receipts
+from moe_outliers.storage import receipts
 
 
 def _fill(place: Path, leave: int) -> Path:

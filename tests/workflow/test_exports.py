@@ -16,7 +16,7 @@ import pytest
 import yaml
 from snake import CANARIES, ROOT, spilt
 
-from moe_outliers.figures.catalogue import FIGURES
+from moe_outliers.report.figures.catalogue import FIGURES
 
 BIN = Path(sys.executable).parent
 

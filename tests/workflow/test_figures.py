@@ -5,10 +5,10 @@ import xml.etree.ElementTree as ET
 import pytest
 from matplotlib.image import imread
 
-from moe_outliers import parquet
-from moe_outliers.figures import style
-from moe_outliers.figures.catalogue import FIGURES
-from moe_outliers.figures.draw import draw, function_of
+from moe_outliers.report.figures import style
+from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.report.figures.draw import draw, function_of
+from moe_outliers.storage import parquet
 
 OF_MODELS = [name for name, entry in FIGURES.items() if entry.of_models]
 

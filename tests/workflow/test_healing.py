@@ -7,7 +7,8 @@ import shutil
 import pytest
 from slice import MODELS, VERDICTS
 
-from moe_outliers import files, versions
+from moe_outliers import versions
+from moe_outliers.storage import files
 
 OLMOE, MIXTRAL = MODELS
 

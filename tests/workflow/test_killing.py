@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from slice import MODELS, VERDICTS, Slice
 from snake import ROOT, command
 
-from moe_outliers import parquet
 from moe_outliers.failpoints import VARIABLE, Failpoint
-from moe_outliers.tokenize import SCHEMA
+from moe_outliers.storage import parquet
+from moe_outliers.tokens import SCHEMA
 
 OLMOE, MIXTRAL = MODELS
 

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from moe_outliers import comparison, report, story
-from moe_outliers.figures.catalogue import FIGURES
+from moe_outliers.inference import comparison
+from moe_outliers.report import page as report
+from moe_outliers.report import sentences as story
+from moe_outliers.report.figures.catalogue import FIGURES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = """

@@ -11,15 +11,19 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers import parquet
-from moe_outliers.metrics import features, headline, language, network, residual, sensitivity
+from moe_outliers.metrics import by_feature as features
+from moe_outliers.metrics import by_sequence as headline
+from moe_outliers.metrics import by_site as network
+from moe_outliers.metrics import by_threshold as sensitivity
+from moe_outliers.metrics import language, residual
 from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes
+from moe_outliers.metrics.model_statistics import SEQUENCES, Criteria, Study
 from moe_outliers.metrics.selection import LeftOut, stability
-from moe_outliers.metrics.study import SEQUENCES, Criteria, Study
 from moe_outliers.metrics.values import SCHEMA as VALUES
 from moe_outliers.metrics.values import Values
+from moe_outliers.storage import parquet
 
 STABILITY = parquet.schema(
     model=(pa.string(), "slug of the table of models"),

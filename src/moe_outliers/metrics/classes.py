@@ -14,7 +14,7 @@ from scipy import special, stats
 from moe_outliers.metrics.consistency import Shifts, shift_test
 from moe_outliers.metrics.counts import reaches, site_extent
 from moe_outliers.metrics.selection import select
-from moe_outliers.multiplicity import benjamini_hochberg
+from moe_outliers.stats.multiplicity import benjamini_hochberg
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from moe_outliers.statistics import KINDS
+from moe_outliers.storage.statistics_file import KINDS
 
 Array = NDArray[Any]
 Basis = Literal["fires", "x", "z"]

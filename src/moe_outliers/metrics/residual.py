@@ -7,7 +7,7 @@ import pyarrow as pa
 import xarray as xr
 from numpy.typing import NDArray
 
-from moe_outliers import parquet
+from moe_outliers.storage import parquet
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moe_outliers import parquet
+from moe_outliers.storage import parquet
 
 Array = NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""A model's files, on the hub or in a folder: listed, fetched, verified, their headers read."""

@@ -1,0 +1,276 @@
+"""A checkpoint in the hub's layout: config.json and safetensors shards, checked before use."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moe_outliers.checkpoint.source import Folder, Source
+from moe_outliers.recording.sites import family_of
+from moe_outliers.storage import files
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000
+
+HEADER_READ_BYTES = 1 << 20
+"""What is read of each shard at first: longer than most headers."""
+
+HEADER_READERS = 16
+
+MAX_AXES = 16
+"""More axes than any tensor has: the product of millions of lengths would take for ever."""
+
+SHARD = re.compile(r"[\w.-]+\.safetensors")
+"""The name of a shard: no path, nothing that a terminal would obey."""
+
+QUANTISED = ("mxfp4", "fp8")
+"""Ways to store weights that are dequantised on reading: quant_method in config.json."""
+
+LIMITS = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 65536,  # feature numbers are stored in 16 bits
+    "vocab_size": 10_000_000,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 65536,
+    "intermediate_size": 1_000_000,
+    "moe_intermediate_size": 1_000_000,
+    "num_experts": 65535,
+    "num_local_experts": 65535,
+    "n_routed_experts": 65535,
+    "num_experts_per_tok": 4096,
+}
+"""Largest sensible sizes in config.json: one that is beyond would only exhaust memory."""
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Keys of config.json that say how many experts a router picks from, one for each family."""
+
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16,
+    "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies.
+
+    Attributes:
+        shard: file name of the shard.
+        start: first byte in the file; `stop` is one past the last.
+        dtype: safetensors name of the type.
+    """
+
+    shard: str
+    start: int
+    stop: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read config.json and check that this program can measure such a model.
+
+    Raises:
+        ValueError: if it is no JSON object, names an unknown family, or a size is not sensible.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: no checkpoint in the hub's layout")
+    config = files.read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{path}: not the config.json of a model: no model_type")
+    try:
+        family_of(config["model_type"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for key, limit in LIMITS.items():
+        value = config.get(key)
+        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
+            raise ValueError(
+                f"{path}: {key} is {value!r}, must be a whole number from 1 to {limit}"
+            )
+    for key in ("num_hidden_layers", "hidden_size"):
+        if config.get(key) is None:
+            raise ValueError(f"{path}: {key} is missing")
+    picked = config.get("num_experts_per_tok") or 0
+    experts = max(config.get(key) or 0 for key in EXPERTS)
+    if 0 < experts < picked:
+        raise ValueError(f"{path}: num_experts_per_tok is {picked}, of {experts} experts")
+    return config
+
+
+def quantisation(config: dict[str, Any], folder: Path) -> str | None:
+    """Name how the weights of a checkpoint are quantised, or None if they are not.
+
+    Raises:
+        ValueError: if they are in a way that cannot be dequantised here.
+    """
+    found = config.get("quantization_config")
+    if found is None:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if method not in QUANTISED:
+        raise ValueError(
+            f"{folder}: weights quantised by {method!r}; {' and '.join(QUANTISED)} can be read: "
+            "take the repository with the original weights"
+        )
+    return str(method)
+
+
+def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
+    """Name the safetensors files of a checkpoint, sorted.
+
+    Args:
+        folder: holds the checkpoint's JSON files.
+        names: all files of the checkpoint, where they are not in the folder.
+
+    Raises: ValueError: if there are none (pickled weights are never opened), or the index names a
+        file that is not there.
+    """
+    names = {p.name for p in folder.iterdir() if p.is_file()} if names is None else names
+    if SINGLE in names:  # transformers, too, then leaves an index alone
+        return [SINGLE]
+    if INDEX in names:
+        index = files.read_json(folder / INDEX)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{folder / INDEX}: no weight_map")
+        found = sorted({str(name) for name in index["weight_map"].values()})
+        for name in found:
+            if not SHARD.fullmatch(name):
+                raise ValueError(
+                    f"{folder / INDEX}: {name!r} is not the name of a safetensors file"
+                )
+            if name not in names:
+                raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
+        return found
+    pickled = sorted(name for name in names if Path(name).suffix in {".bin", ".pt", ".pth"})
+    held = (
+        f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
+        if pickled
+        else "none there"
+    )
+    raise ValueError(
+        f"{folder}: no safetensors files ({held}); convert the checkpoint to safetensors"
+    )
+
+
+def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
+    """Parse a safetensors header and check that its tensors lie side by side in the file.
+
+    Args:
+        header: the JSON text, without the eight bytes of its length.
+        size: bytes of the whole file.
+        name: the shard's file name.
+
+    Raises: ValueError: if a tensor lies outside the file or over another, or its size is not that
+        of its
+            type and shape.
+    """
+    raw = files.parse_json(header, name)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{name}: the header is no JSON object")
+    begin, found = 8 + len(header), {}
+    for key, entry in raw.items():
+        if key == "__metadata__":
+            continue
+        if not key.isprintable():
+            raise ValueError(f"{name}: {key!r} is no name of a tensor")
+        try:
+            (start, stop), dtype, shape = (
+                entry["data_offsets"],
+                entry["dtype"],
+                tuple(entry["shape"]),
+            )
+            if len(shape) > MAX_AXES:
+                raise ValueError(f"{len(shape)} axes")
+            need = math.prod(shape) * _BITS[dtype] // 8
+            sound = (
+                all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+                and stop - start == need
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: the header entry of {key} is malformed: {error}") from None
+        if not sound or begin + stop > size:
+            where = f"bytes {start} to {stop} of {size - begin}"
+            raise ValueError(
+                f"{name}: {key} ({dtype} {list(shape)}) at {where}: "
+                "the shard is truncated or its header wrong"
+            )
+        found[key] = Tensor(name, begin + start, begin + stop, dtype, shape)
+    end = begin
+    for key, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start != end:
+            raise ValueError(f"{name}: {key} overlaps its neighbour, or leaves a gap before it")
+        end = tensor.stop
+    if end != size:
+        raise ValueError(f"{name}: {size - end} bytes behind the last tensor")
+    return found
+
+
+def read_index(folder: Path) -> dict[str, Tensor]:
+    """Read the headers of all shards of a folder: as `index_of`."""
+    with closing(Folder(folder, shards(folder))) as source:
+        return index_of(source)
+
+
+def index_of(source: Source) -> dict[str, Tensor]:
+    """Read the headers of all shards, and nothing else of them.
+
+    Returns:
+        Every tensor of the checkpoint by name.
+
+    Raises: ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and
+        the headers disagree.
+    """
+    found: dict[str, Tensor] = {}
+    with ThreadPoolExecutor(HEADER_READERS) as pool:
+        for name, header in zip(
+            source.names, pool.map(partial(_read_header, source), source.names), strict=True
+        ):
+            tensors = parse_header(header, source.size(name), name)
+            if twice := tensors.keys() & found.keys():
+                raise ValueError(f"{source.folder}: {sorted(twice)[0]} stands in two shards")
+            found |= tensors
+    if source.names != [SINGLE] and (source.folder / INDEX).is_file():
+        promised = json.loads((source.folder / INDEX).read_text())["weight_map"]
+        wrong = [
+            key
+            for key in promised.keys() | found.keys()
+            if key not in found or promised.get(key) != found[key].shard
+        ]
+        if wrong:
+            raise ValueError(
+                f"{source.folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}"
+            )
+    return found
+
+
+def _read_header(source: Source, name: str) -> bytes:
+    """Read one header with one read, if it is no longer than most."""
+    size = source.size(name)
+    start = bytearray(min(size, HEADER_READ_BYTES))
+    source.read_into(name, 0, memoryview(start))
+    length = int.from_bytes(start[:8], "little") if size >= 8 else size
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        raise ValueError(f"{source.folder / name}: truncated, or no safetensors file")
+    if (missing := 8 + length - len(start)) > 0:
+        rest = bytearray(missing)
+        source.read_into(name, len(start), memoryview(rest))
+        start += rest
+    return bytes(start[8 : 8 + length])
+
+
+def digest(folder: Path) -> str:
+    """Hash a local checkpoint: its config.json and every shard, by name and content."""
+    names = ["config.json", *shards(folder)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(files.sha256, [folder / name for name in names])
+        return files.sha256_of([[name, sha256] for name, sha256 in zip(names, hashes, strict=True)])

@@ -1,0 +1,1 @@
+"""A finished sweep in a form for others: research object, post, data set."""

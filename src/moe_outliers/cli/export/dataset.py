@@ -1,0 +1,84 @@
+"""A data set of a finished sweep in the form of the Hugging Face hub: tables, and a card.
+
+Only the tables that this program makes go into it: a file that it does not know is refused, so that
+nothing is published by accident.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from moe_outliers import __version__
+from moe_outliers.report import sentences as story
+from moe_outliers.report.tables import TABLES
+from moe_outliers.storage import files
+from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow.sweep import Sweep
+
+ALLOWED = {f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")}
+ALLOWED |= {"summary.json", "answer.rst"}
+"""What may lie in results/tables; parquet files and summary.json are exported."""
+
+
+def write(sweep: Sweep, folder: Path) -> int:
+    """Write data/*.parquet, summary.json and README.md, the card.
+
+    Args:
+        sweep: a sweep with its tables.
+        folder: where the data set goes; must not exist yet.
+
+    Returns:
+        How many files it holds.
+
+    Raises:
+        ValueError: if the folder exists, a table is missing or damaged, or a file is none of this
+            program's.
+    """
+    files.must_be_new(folder)
+    tables = sweep.directory / "results/tables"
+    there = {path.name for path in tables.glob("*") if not path.name.startswith(".")}
+    if strange := sorted(there - ALLOWED):
+        raise ValueError(
+            f"{tables / strange[0]} is no table of this program, and would be published: move it"
+        )
+    published = [*(f"{name}.parquet" for name in TABLES), "summary.json"]
+    checks.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
+    summary = files.read_json(tables / "summary.json")
+    card = "\n".join(_card(summary, tables))
+    with files.whole_folder(folder) as part:
+        (part / "data").mkdir(parents=True)
+        for name in TABLES:
+            shutil.copyfile(tables / f"{name}.parquet", part / f"data/{name}.parquet")
+        shutil.copyfile(tables / "summary.json", part / "summary.json")
+        files.write_bytes(part / "README.md", card.encode())
+    return len(TABLES) + 2
+
+
+def _card(summary: story.Summary, tables: Path) -> Iterator[str]:
+    configs = [
+        {"config_name": name, "data_files": f"data/{name}.parquet"}
+        | ({"default": True} if name == "intervals" else {})
+        for name in TABLES
+    ]
+    front = {
+        "license": "mit",
+        "pretty_name": "Outlier features of Mixture-of-Experts language models",
+        "tags": ["interpretability", "mixture-of-experts", "outlier-features", "quantization"],
+        "configs": configs,
+    }
+    yield "---\n" + yaml.safe_dump(front, sort_keys=False).strip() + "\n---\n"
+    yield "# Outlier features of Mixture-of-Experts language models\n"
+    yield from (f"- {line}" for line in story.answer(summary))
+    yield "\n## Tables\n\n| config | rows | columns |\n| --- | --- | --- |"
+    for name in TABLES:
+        found = pq.read_metadata(tables / f"{name}.parquet")
+        yield f"| `{name}` | {found.num_rows} | {found.num_columns} |"
+    yield (
+        "\nThe config `dictionary` explains every column, `metrics` every metric; `provenance` "
+        "says on what each model was computed. `summary.json` holds the same in short. Made by "
+        f"moe-outliers {__version__}.\n"
+    )
+    yield '```python\nfrom datasets import load_dataset\n\nload_dataset("PATH", "intervals")\n```\n'

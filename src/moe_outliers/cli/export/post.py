@@ -1,0 +1,107 @@
+"""A post about a finished sweep: Markdown with its figures, in the sentences of the report."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_outliers import __version__
+from moe_outliers.report import page as report
+from moe_outliers.report import sentences as story
+from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.storage import files
+from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow.sweep import Sweep
+
+OPENING = "features_by_site"
+"""The figure that stands above everything."""
+
+
+def write(sweep: Sweep, folder: Path) -> int:
+    """Write post.md and the figures that it shows.
+
+    Args:
+        sweep: a sweep with its tables and figures.
+        folder: where the post goes; must not exist yet.
+
+    Returns:
+        How many files it holds.
+
+    Raises:
+        ValueError: if the folder exists, or tables or figures are missing or damaged.
+    """
+    files.must_be_new(folder)
+    results = sweep.directory / "results"
+    source = results / "tables/summary.json"
+    shown = {name: results / f"figures/{name}.svg" for name in FIGURES}
+    told = [f"results/plots/{name}.txt" for name in FIGURES]
+    checks.refuse_damaged(
+        sweep.directory, ["results/tables/summary.json", "results/figures", *told]
+    )
+    summary = files.read_json(source)
+    words = {name: (results / f"plots/{name}.txt").read_text("utf-8") for name in FIGURES}
+    text = "\n".join(_lines(summary, words))
+    with files.whole_folder(folder) as part:
+        (part / "images").mkdir(parents=True)
+        for name, path in shown.items():
+            shutil.copyfile(path, part / f"images/{name}.svg")
+        files.write_bytes(part / "post.md", text.encode())
+    return 1 + len(shown)
+
+
+def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str]:
+    models = story.models_of(summary)
+    noun = "model" if len(models) == 1 else "models"
+    yield f"# Outlier features of {len(models)} Mixture-of-Experts {noun}\n"
+    first, *more = story.answer(summary)
+    yield f"{_plain(first)}\n"
+    yield from _figure(OPENING, words)
+    yield from (f"- {_plain(line)}" for line in more)
+    yield "\n## The models beside each other\n"
+    compared = [line for line, _ in story.differences(summary)]
+    compared = compared or ["No difference between two models survives Holm's correction."]
+    compared += story.correlations(summary)
+    yield from (f"- {_plain(line)}" for line in compared)
+    for section in report.SECTIONS:
+        names = [n for n, entry in FIGURES.items() if entry.section == section and n != OPENING]
+        if section != report.SECTIONS[0] and names:
+            yield f"\n## {section}\n"
+        for name in names:
+            yield from ("", *_figure(name, words))
+    for model, found in models.items():
+        yield from _model(model, found)
+    yield "\n## How it was measured\n"
+    criteria = summary["settings"]["outliers"]
+    yield (
+        f"A feature fires at a site where at least {criteria['position_share']:.0%} of the "
+        f"positions of a sequence reach {criteria['magnitude']:g}, and so does the norm's own "
+        "value, before its gain, at 3. It is an outlier feature if it fires at "
+        f"{criteria['layer_share']:.0%} of the sites on sequences other than those that it is "
+        f"scored on. Intervals are over sequences. Made by moe-outliers {__version__}, "
+        f"seed {summary['settings']['seed']}."
+    )
+    yield ""
+
+
+def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\n## {model}\n"
+    yield f"{_plain(story.how_sure(model, found))}\n"
+    yield "| | estimate, interval | made by |\n| --- | --- | --- |"
+    yield from (f"| {_plain(' | '.join(row))} |" for row in story.numbers(found))
+    yield ""
+    lines = [*story.controls(found), story.cross_batch(found)]
+    yield from (f"- {_plain(line)}" for line in lines)
+    yield from (f"- {_plain(line)}" for line in story.legacy(found))
+    yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])
+
+
+def _figure(name: str, words: Mapping[str, str]) -> Iterator[str]:
+    entry = FIGURES[name]
+    told = " ".join(words[name].split()).replace("[", "(").replace("]", ")")
+    yield f"![{told}](images/{name}.svg)\n"
+    yield f"*{entry.title}.* {_plain(entry.caption.replace('``', '`'))}\n"
+
+
+def _plain(text: str) -> str:
+    """Take from a line what Markdown would read as markup."""
+    return "".join(f"\\{c}" if c in "*_<" else c for c in text)

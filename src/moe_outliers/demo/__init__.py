@@ -1,0 +1,1 @@
+"""Miniature models with planted outliers, for the demo and the tests."""

@@ -1,0 +1,125 @@
+"""Which way a model is run, and where its checkpoint comes from."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import constants, get_token, try_to_load_from_cache
+
+from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint.download import Shards
+from moe_outliers.checkpoint.http_ranges import Ranges
+from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.source import Folder, Source
+from moe_outliers.engine import resident, streamed
+from moe_outliers.progress import Progress
+from moe_outliers.recording.recorder import Recorder
+
+ENGINES = ("streamed", "resident")
+
+
+class Engine(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        model: a causal language model of transformers.
+        plan: what was stepped down for lack of memory, in words.
+    """
+
+    model: Any
+    plan: list[str]
+
+    def run(
+        self, recorder: Recorder, wanted: list[int], *, micro_batch: int, progress: Progress
+    ) -> Iterator[int]:
+        """Run sequences; yield each as soon as the recorder holds all of it."""
+
+
+class _Resident:
+    """A model that is wholly on the device."""
+
+    def __init__(self, folder: Path, *, device: str, dtype: str) -> None:
+        self.model = resident.load(folder, device=device, dtype=dtype)
+        self.plan: list[str] = []
+        self.run = partial(resident.run, self.model)
+
+
+@contextmanager
+def opened(
+    repo: str,
+    revision: str,
+    *,
+    engine: str,
+    device: str,
+    dtype: str,
+    disk_bytes: int,
+    progress: Progress,
+) -> Iterator[Engine]:
+    """Open a model to run it; what was fetched for it goes when all was well.
+
+    Args:
+        repo: a repository of the hub, or a folder where the revision is `local`.
+        revision: a commit, or `local`.
+        engine: streamed or resident; changes no number.
+        device: cpu or cuda.
+        dtype: auto, bfloat16 or float32.
+        disk_bytes: disk that may be filled with shards.
+        progress: takes a line from time to time.
+
+    Raises:
+        ValueError: if the checkpoint is not sound or cannot be had.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"extract: engine {engine!r} is not one of {', '.join(ENGINES)}")
+    if engine == "resident":
+        folder = Path(repo) if revision == "local" else hub.snapshot(repo, revision)
+        yield _Resident(folder, device=device, dtype=dtype)
+        return
+    if revision == "local" or constants.HF_HUB_OFFLINE:
+        folder = Path(repo) if revision == "local" else hub.snapshot(repo, revision)
+        source: Source = Folder(folder, checkpoint.shards(folder))
+    else:
+        source = from_hub(repo, revision, disk_bytes=disk_bytes, progress=progress)
+    with closing(source):
+        yield streamed.Streamed(source, device=device, dtype=dtype)
+        source.finished()
+
+
+def from_hub(repo: str, revision: str, *, disk_bytes: int, progress: Progress) -> Shards:
+    """Open a repository of the hub as a source; nothing but its JSON files is fetched yet.
+
+    A copy of a shard in the cache of huggingface_hub is used where it is, if its digest is right.
+
+    Args:
+        repo: its name.
+        revision: a commit.
+        disk_bytes: disk that may be filled with shards.
+        progress: takes a line from time to time.
+
+    Raises:
+        ValueError: if the hub refuses, or has no safetensors files there.
+    """
+    files = hub.listing(repo, revision)
+    if "config.json" not in files:
+        raise ValueError(f"{repo} at {revision} has no config.json: it is no model of transformers")
+    for name in ("config.json", checkpoint.INDEX):
+        if name in files:
+            folder = hub.fetch_intact(repo, revision, name, files[name]).parent
+    names = checkpoint.shards(folder, files)
+    ranges = Ranges(constants.ENDPOINT, repo, revision, files, token=get_token() or None)
+
+    def cached(name: str) -> Path | None:
+        path = try_to_load_from_cache(repo, name, revision=revision)
+        return Path(path) if isinstance(path, str) else None
+
+    store = Store(
+        Path(constants.HF_HOME, "moe-outliers", repo.replace("/", "--"), revision),
+        {name: files[name] for name in names},
+        budget=disk_bytes,
+        progress=progress,
+        elsewhere=cached,
+    )
+    return Shards(ranges, folder, names, store, progress=progress)

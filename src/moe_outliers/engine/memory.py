@@ -1,0 +1,231 @@
+"""What a sweep needs of device and host memory, before it starts: computed, never tried.
+
+The estimates are upper bounds. Nothing that depends on them changes a number: with less memory
+fewer layers are read ahead, and where one layer does not fit, the sweep is refused with figures.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_outliers.engine.slot_layout import Layout
+
+GB = 1e9
+DEPTH = 1
+"""Groups read ahead of the one in use: with one, reading never waits for anything but space."""
+
+RESERVE_BYTES = 500_000_000
+"""For the workspaces of matrix libraries, and for what the allocator cannot use."""
+
+HOST_BYTES = 2_000_000_000
+"""What Python and the libraries take of the host's memory beside what is computed here."""
+
+HELD_BYTES = 1_000_000_000
+"""What a GPU holds at most of activations that are to be reduced together."""
+
+REDUCTION_BYTES = 80
+"""Temporaries of the reduction, in bytes for each value of one sequence's norm output."""
+
+ROOT = Path("/")
+"""Where the files of the kernel begin."""
+
+GROUP_FILES = (
+    ("memory.max", "memory.current", ""),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+"""Limit and use of a control group, and how its counts of cached files begin: version 2, and 1.
+
+Files that are cached count as used, but make room for whoever needs it.
+"""
+
+STORED_BYTES = 28
+"""Statistics kept of a site for each sequence and feature, beside four bytes for each threshold."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of device memory.
+
+    Attributes:
+        slot: one group of tensors as stored.
+        work: what is computed from them.
+        states: hidden states and unions of all sequences, statistics of two blocks.
+        forward: the largest forward pass of one micro-batch, with its reduction.
+        graph: what a CUDA graph keeps beside: the memory of a forward pass of its own.
+    """
+
+    slot: int
+    work: int
+    states: int
+    forward: int
+    graph: int = 0
+
+    def device(self, depth: int, graphs: bool = False) -> int:
+        """Return all that is needed with so many groups read ahead, with graphs or without."""
+        passes = self.forward + (self.graph if graphs else 0)
+        return (depth + 1) * self.slot + self.work + self.states + passes + RESERVE_BYTES
+
+    def line(self, depth: int, graphs: bool = False) -> str:
+        """Say it in words."""
+        return (
+            f"{depth + 1} slots of {self.slot / GB:.1f} GB, work area {self.work / GB:.1f}, "
+            f"states {self.states / GB:.1f}, forward {self.forward / GB:.1f}"
+            + (f", its graph {self.graph / GB:.1f}" if graphs else "")
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a sweep uses the memory; nothing of it changes a number.
+
+    Attributes:
+        depth: groups read ahead of the one in use.
+        graphs: whether layers are captured as CUDA graphs.
+        line: what it takes, in words.
+        scarce: that it would be more with more memory.
+    """
+
+    depth: int
+    graphs: bool
+    line: str
+    scarce: bool
+
+
+def needs(
+    model: Any,
+    layouts: Sequence[Layout],
+    *,
+    sequences: int,
+    tokens: int,
+    micro_batch: int,
+    alphas: int,
+    cuda: bool = False,
+) -> Needs:
+    """Compute what a sweep needs of the device.
+
+    Args:
+        model: the causal language model.
+        layouts: of all groups.
+        sequences: how many.
+        tokens: of a sequence.
+        micro_batch: sequences in one forward pass.
+        alphas: number of thresholds.
+        cuda: the device is a GPU, which holds activations for a while, and captures graphs.
+    """
+    config = model.config
+    width, size = config.hidden_size, model.dtype.itemsize
+    states = sequences * tokens * width * (size + 2)
+    held = min(HELD_BYTES, 4 * sequences * tokens * width * size) if cuda else 0
+    stored = 4 * sequences * width * (4 * alphas + STORED_BYTES)
+    rows = micro_batch * tokens
+    mixer = max(_attention(config, size, tokens) * micro_batch, _linear(config) * rows)
+    head = 256 * config.vocab_size * (size + 8)
+    forward = max(mixer, _mlp(model, size) * rows, head) + 4 * rows * width * size
+    return Needs(
+        slot=max(layout.slot_bytes for layout in layouts),
+        work=max(layout.work_bytes for layout in layouts),
+        states=states + stored + held,
+        forward=forward + tokens * width * REDUCTION_BYTES,
+        graph=forward if cuda else 0,
+    )
+
+
+def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) -> Choice:
+    """Choose how many groups are read ahead, and whether there is room for graphs.
+
+    Args:
+        needed: as `needs` returns it.
+        device: where the sweep runs.
+        depth: what was asked for, or None.
+        pinned: bytes of the page-locked chunks.
+
+    Raises:
+        ValueError: if the sweep does not fit; the message has the figures.
+    """
+    host = host_bytes()
+    if host is not None and pinned + HOST_BYTES > host:
+        raise ValueError(
+            f"{(pinned + HOST_BYTES) / GB:.1f} GB of host memory are needed, {host / GB:.1f} GB "
+            "are free: take a machine with more memory"
+        )
+    there = _free(device) if device.type == "cuda" else host
+    most = DEPTH if depth is None else depth
+    ways = [(most, needed.graph > 0), *((ahead, False) for ahead in range(most, -1, -1))]
+    fits = (way for way in ways if there is None or needed.device(*way) <= there)
+    chosen = next(fits, (0, False))
+    what = f"prefetch depth {chosen[0]}" + ("" if chosen[1] or not needed.graph else ", no graphs")
+    line = f"{what}: {needed.device(*chosen) / GB:.1f} GB ({needed.line(*chosen)})"
+    if there is not None and needed.device(*chosen) > there:
+        raise ValueError(
+            f"{line} do not fit: {there / GB:.1f} GB of memory are free on {device}: take a device "
+            f"with at least {needed.device(0) / GB:.0f} GB, or fewer sequences"
+        )
+    return Choice(*chosen, line, scarce=chosen != ways[0])
+
+
+def host_bytes() -> int | None:
+    """Return the host memory that is free, within the limits of its groups; None if unknown."""
+    found = []
+    with suppress(OSError, KeyError):
+        fields = dict(line.split(":") for line in (ROOT / "proc/meminfo").read_text().splitlines())
+        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for folder in _groups():
+        for limit, used, begin in GROUP_FILES:
+            with suppress(OSError, KeyError, ValueError):  # it is not there, or says "max"
+                most = int((folder / limit).read_text())
+                lines = (folder / "memory.stat").read_text().splitlines()
+                stat = dict(line.split() for line in lines)
+                cached = int(stat[f"{begin}inactive_file"]) + int(stat[f"{begin}active_file"])
+                found.append(most - int((folder / used).read_text()) + cached)
+    return min(found, default=None)
+
+
+def _groups() -> set[Path]:
+    """Name the folders of the control groups that this process is in, as far as they show."""
+    root = ROOT / "sys/fs/cgroup"
+    found = {root, root / "memory"}  # in a container they are its own
+    with suppress(OSError):
+        for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if "memory" in kinds.split(",") or not kinds:
+                place = root / ("memory" if kinds else "") / path.strip("/")
+                found |= {place, *place.parents}
+    return found
+
+
+def _free(device: torch.device) -> int:
+    """Return what this process can still take of a CUDA device."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    idle = reserved - torch.cuda.memory_allocated(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free, int(share * total) - reserved) + idle
+
+
+def _attention(config: Any, size: int, tokens: int) -> int:
+    """Bytes of softmax attention for one sequence; the eager one makes the whole matrix."""
+    heads: int = config.num_attention_heads
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    rows = tokens * heads * head * 6 * size
+    eager = config._attn_implementation == "eager"
+    return rows + (heads * tokens * tokens * (4 * size + 8) if eager else 0)
+
+
+def _linear(config: Any) -> int:
+    """Bytes of linear attention for one position, in float32."""
+    heads: int = getattr(config, "linear_num_value_heads", 0)
+    head: int = getattr(config, "linear_value_head_dim", 0)
+    return 24 * 4 * heads * head
+
+
+def _mlp(model: Any, size: int) -> int:
+    """Bytes of the MLP for one position: of all picked experts, or of a dense one."""
+    config = model.config
+    inner: int = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    experts: int = config.num_experts_per_tok * (8 * config.hidden_size + 5 * inner)
+    dense: int = 4 * config.intermediate_size
+    return size * max(experts, dense)

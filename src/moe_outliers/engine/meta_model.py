@@ -1,0 +1,106 @@
+"""Transformers' model without its parameters, and how a module gets and loses them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.engine import attention
+from moe_outliers.engine.weight_map import DTYPES
+
+COMPUTED = ("bfloat16", "float16", "float32")
+"""Types to compute with."""
+
+
+def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Make the model with its parameters on the meta device, its other tensors on the real one.
+
+    Args:
+        folder: holds config.json.
+        dtype: to compute with.
+        device: where it will run.
+
+    Raises:
+        ValueError: if transformers can make no model of config.json.
+    """
+    try:
+        model = _empty(folder, dtype, device)
+    except Exception as error:  # of any kind: it checks little, and trips over the rest
+        said = f"{type(error).__name__}: {error}"[:300]
+        raise ValueError(
+            f"{folder / 'config.json'}: transformers {transformers.__version__} can make no model "
+            f"of it: {said}"
+        ) from error
+    for name, buffer in list(model.named_buffers()):
+        put(model, name, buffer.to(device))
+    return model.eval()
+
+
+def _empty(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are dequantised before they are seen
+    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
+        return transformers.AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=attention.implementation(config.model_type, device.type),
+            trust_remote_code=False,
+        )
+
+
+def dtype_of(
+    asked: str, config: Mapping[str, Any], index: Mapping[str, checkpoint.Tensor]
+) -> torch.dtype:
+    """Return the data type to compute with, as `from_pretrained` finds it.
+
+    Args:
+        asked: auto, bfloat16 or float32.
+        config: config.json.
+        index: every tensor of the checkpoint by name.
+
+    Raises:
+        ValueError: if config.json names another type than COMPUTED.
+    """
+    if asked == "auto":
+        asked = config.get("dtype") or config.get("torch_dtype") or ""
+    if not asked:
+        stored = (DTYPES[tensor.dtype] for tensor in index.values())
+        plain = (d for d in stored if d.is_floating_point and d.itemsize > 1)
+        return next(plain, torch.bfloat16)
+    if asked not in COMPUTED:
+        raise ValueError(f"config.json: dtype {asked!r} is not one of {', '.join(COMPUTED)}")
+    found: torch.dtype = getattr(torch, asked)
+    return found
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Put a tensor in the place of a parameter or buffer; return what was there."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    before: Any
+    if leaf in module._buffers:
+        before, module._buffers[leaf] = module._buffers[leaf], tensor
+    else:
+        before = module._parameters[leaf]
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    return before  # type: ignore[no-any-return]
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module do something else for a while."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

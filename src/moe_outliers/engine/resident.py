@@ -1,0 +1,98 @@
+"""Run a model that fits on the device: stock transformers, one micro-batch after the other."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from moe_outliers.checkpoint.headers import quantisation, read_config, read_index
+from moe_outliers.engine import attention
+from moe_outliers.recording.recorder import Recorder
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": "auto"}
+
+DEQUANTISED = {
+    "mxfp4": lambda: transformers.Mxfp4Config(dequantize=True),
+    "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
+}
+"""How transformers is told to compute with dequantised weights, by the method in config.json."""
+
+
+def load(folder: Path, *, device: str, dtype: str) -> Any:
+    """Load a checkpoint with transformers: safetensors only, no code of the repository.
+
+    Args:
+        folder: a checkpoint in the hub's layout.
+        device: cpu, or cuda: then accelerate places the model over all visible GPUs.
+        dtype: auto, bfloat16 or float32.
+
+    Raises: ValueError: if the checkpoint lacks tensors, holds others, or some have another shape:
+        transformers
+            would fill those at random.
+    """
+    config = read_config(folder / "config.json")
+    read_index(folder)
+    arguments: dict[str, Any] = {}
+    if method := quantisation(config, folder):
+        arguments["quantization_config"] = DEQUANTISED[method]()
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[dtype],
+        attn_implementation=attention.implementation(config["model_type"], device),
+        device_map="auto" if device == "cuda" else None,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, with all else that does not fit
+        **arguments,
+    )
+    wrong = {kind: sorted(map(str, loading[kind])) for kind in loading if loading[kind]}
+    if wrong:
+        listed = "; ".join(
+            f"{kind.replace('_', ' ')}: {', '.join(keys[:3])}" for kind, keys in wrong.items()
+        )
+        raise ValueError(f"{folder}: the checkpoint does not fit its config.json: {listed}")
+    for name, parameter in model.named_parameters():
+        if method and parameter.dtype != model.dtype:
+            raise ValueError(
+                f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
+                f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
+            )
+    return model.eval()
+
+
+def run(
+    model: Any,
+    recorder: Recorder,
+    wanted: list[int],
+    *,
+    micro_batch: int,
+    progress: Callable[[str], None],
+) -> Iterator[int]:
+    """Run sequences through a loaded model.
+
+    Args:
+        model: as `load` returns it.
+        recorder: attached to the model; its `ids` are run.
+        wanted: rows of `recorder.ids` to run.
+        micro_batch: sequences in one forward pass. Rows are grouped by their place in `ids`, not in
+            `wanted`, so that a sequence has the same company whatever else is missing.
+        progress: takes a line from time to time.
+
+    Yields:
+        Each wanted row, as soon as the recorder holds all of it.
+    """
+    device = model.get_input_embeddings().weight.device
+    groups = sorted({row // micro_batch for row in wanted})
+    for number, group in enumerate(groups):
+        rows = range(group * micro_batch, min((group + 1) * micro_batch, len(recorder.ids)))
+        recorder.sequences = rows
+        ids = torch.from_numpy(recorder.ids[list(rows)].astype("int64")).to(device)
+        with torch.inference_mode():
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            recorder.loss(hidden, model.lm_head)
+        progress(f"{number + 1} of {len(groups)} forward passes")
+        yield from (row for row in rows if row in set(wanted))

@@ -1,0 +1,1 @@
+"""What the metrics of a sweep allow to conclude: intervals, comparisons, simulations."""

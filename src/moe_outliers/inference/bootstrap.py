@@ -1,0 +1,160 @@
+"""Confidence intervals of one model's metrics, from the table of values."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.values import KEYS, METRICS
+from moe_outliers.stats import draws, intervals
+from moe_outliers.storage import parquet
+
+Array = NDArray[Any]
+
+SCHEMA = parquet.schema(
+    model=(pa.string(), "slug of the table of models"),
+    **KEYS,
+    headline=(
+        pa.bool_(),
+        "the row has the headline's thresholds, or needs none; false in a sweep of thresholds",
+    ),
+    estimate=(pa.float64(), "mean over sequences; for method `none` without n, the value itself"),
+    low=(pa.float64(), "lower end of the interval; empty where there is none"),
+    high=(pa.float64(), "upper end of the interval; empty where there is none"),
+    unit=(pa.string(), "unit of estimate, low and high; share: in [0, 1]"),
+    method=(pa.string(), "expanded BCa, edge, or none; for perplexity: of nll, exp of its ends"),
+    n=(pa.int32(), "sequences with a value; empty for a quantity of the model as a whole"),
+    resamples=(pa.int32(), "bootstrap resamples; empty where none were drawn"),
+    seed=(pa.int64(), "seed of the sweep"),
+    confidence=(pa.float64(), "nominal level of the interval"),
+    degenerate=(
+        pa.string(),
+        "what is special: constant, one sequence, no values, no candidates, not recorded, "
+        "`not a mean over sequences`; empty for nothing",
+    ),
+)
+"""One row a metric and combination of keys."""
+
+NO_MEAN = "not a mean over sequences"
+"""Counts over folds, unions, maxima: resampling sequences would bias them, so no interval."""
+
+NO_VALUES = "no values"
+
+
+def bootstrap(
+    values: pa.Table,
+    sequences: pa.Table,
+    criteria: Criteria,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> pa.Table:
+    """Estimate every metric of one model, with its interval.
+
+    The sequences are drawn with replacement, the same draws for every quantity that has values in
+    the same sequences.
+
+    Args:
+        values: of metrics.values.SCHEMA.
+        sequences: of metrics.study.SEQUENCES, in the order of ids_sha256.
+        criteria: of the headline.
+        resamples: how often the sequences are drawn.
+        confidence: nominal level, in (0, 1).
+        seed: of the draws.
+
+    Returns:
+        One row a quantity, of SCHEMA.
+    """
+    frame = values.to_pandas()
+    single = frame["sequence"].notna()
+    whole = frame[~single]
+    rows, matrix = _by_quantity(frame[single], sequences["sequence"].to_pylist())
+    found = _estimate(
+        rows, matrix, sequences, resamples=resamples, confidence=confidence, seed=seed
+    )
+    special = whole["note"].fillna(whole["value"].notna().map({True: NO_MEAN, False: NO_VALUES}))
+    given = whole[list(KEYS)].assign(
+        estimate=whole["value"], method=intervals.NONE, degenerate=special
+    )
+    table = pd.concat([found, _perplexity(found), given], ignore_index=True)
+    table = table.assign(
+        model=frame["model"].iloc[0],
+        unit=[METRICS[metric].unit for metric in table["metric"]],
+        headline=headline(table, criteria),
+        seed=seed,
+        confidence=confidence,
+    )
+    return pa.Table.from_pandas(
+        table.reindex(columns=SCHEMA.names), schema=SCHEMA, preserve_index=False
+    ).replace_schema_metadata(None)
+
+
+def _by_quantity(frame: pd.DataFrame, sequences: list[int]) -> tuple[pd.DataFrame, Array]:
+    """Lay values out: quantities as rows of keys, and (sequence, quantity), NaN where missing."""
+    keys = list(KEYS)
+    groups = frame.groupby(keys, dropna=False, sort=False, observed=True)
+    number = groups.ngroup().to_numpy()
+    rows = frame[keys].iloc[np.unique(number, return_index=True)[1]].reset_index(drop=True)
+    place = {sequence: row for row, sequence in enumerate(sequences)}
+    matrix = np.full((len(sequences), len(rows)), np.nan)
+    matrix[frame["sequence"].map(place).to_numpy(dtype=int), number] = frame["value"].to_numpy()
+    return rows, matrix
+
+
+def _estimate(
+    rows: pd.DataFrame,
+    matrix: Array,
+    sequences: pa.Table,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> pd.DataFrame:
+    """Estimate each column of (sequence, quantity) from the sequences that have a value."""
+    ids = np.array(sequences["ids_sha256"].to_pylist())
+    share = np.array([METRICS[metric].unit == "share" for metric in rows["metric"]], dtype=bool)
+    columns: dict[str, Array] = {
+        name: np.full(len(rows), np.nan) for name in ("estimate", "low", "high", "resamples")
+    }
+    method = np.full(len(rows), intervals.NONE, dtype=object)
+    degenerate = np.full(len(rows), NO_VALUES, dtype=object)
+    there = ~np.isnan(matrix)
+    patterns, which = np.unique(there, axis=1, return_inverse=True)
+    for number, present in enumerate(patterns.T):
+        if not present.any():
+            continue
+        chosen = np.flatnonzero(which == number)
+        rng = draws.generator(seed, "bootstrap", ids[present].tolist())
+        drawn = intervals.resample(rng, int(present.sum()), resamples)
+        part = intervals.of_means(
+            matrix[np.ix_(present, chosen)], drawn, share[chosen], confidence=confidence
+        )
+        for name in ("estimate", "low", "high"):
+            columns[name][chosen] = getattr(part, name)
+        method[chosen], degenerate[chosen] = part.method, part.degenerate
+        columns["resamples"][chosen] = np.where(
+            part.method == intervals.EXPANDED_BCA, resamples, np.nan
+        )
+    special = np.where(degenerate == "", None, degenerate)  # type: ignore[call-overload]
+    return rows.assign(**columns, method=method, degenerate=special, n=there.sum(axis=0))
+
+
+def _perplexity(found: pd.DataFrame) -> pd.DataFrame:
+    """Turn the mean negative log-likelihood and its ends into perplexities."""
+    nll = found[found["metric"] == "nll"]
+    ends = {name: np.exp(nll[name]) for name in ("estimate", "low", "high")}
+    return nll.assign(metric="perplexity", **ends)
+
+
+def headline(table: pd.DataFrame, criteria: Criteria) -> Array:
+    """Say which rows have the headline's thresholds: x at the magnitude, z at 3."""
+    wanted = np.where(table["basis"] == "z", Z_MAGNITUDE, criteria.magnitude)
+    alpha = table["alpha"].isna() | np.isclose(table["alpha"].astype(float), wanted)
+    share = table["position_share"].isna() | (table["position_share"] == criteria.position_share)
+    result: Array = (alpha & share).to_numpy()
+    return result

@@ -1,0 +1,242 @@
+"""Models against each other: paired differences on the same texts, correlations over models."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import stats
+
+from moe_outliers.inference import bootstrap as bootstrapping
+from moe_outliers.metrics import language
+from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values
+from moe_outliers.stats import correlation, draws, intervals
+from moe_outliers.stats.multiplicity import holm
+from moe_outliers.storage import parquet
+
+Array = NDArray[Any]
+
+COMPARED = (
+    ("extent_site_share", "fires"), ("extent_site_share", "x"), ("extent_block_share", "fires"),
+    ("extent_mass_share", "fires"), ("sd_pair_share", "fires"), ("sd_firing_share", "fires"),
+    ("n_dims_sequence", "fires"), ("n_dims_alone", "fires"), ("magnitude", "fires"),
+    ("k90", "x"), ("gain_free_share", "x"), ("excess_kurtosis", None), ("int8_gain_db", None),
+    ("load_entropy_share", None), ("bits_per_byte_common", None),
+)  # fmt: skip
+"""Metrics that are compared between models, with their basis."""
+
+PROPERTIES = ("params_b", "active_b", "experts", "top_k", "layers", "width")
+"""Columns of the table of models that metrics are correlated with, beside bits per byte."""
+
+DIFFERENCES = parquet.schema(
+    metric=(pa.string(), "name of the metric; the table `metrics` defines each"),
+    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    model_a=(pa.string(), "first model of the pair, in order of the table of models"),
+    model_b=(pa.string(), "second model"),
+    estimate=(pa.float64(), "mean over texts of a's value less b's"),
+    low=(pa.float64(), "lower end of the interval"),
+    high=(pa.float64(), "upper end of the interval"),
+    unit=(pa.string(), "unit of estimate, low and high"),
+    method=(pa.string(), "t: Student's t of paired differences; none"),
+    n=(pa.int32(), "texts on which both models have a value"),
+    confidence=(pa.float64(), "nominal level of the interval, of this pair alone"),
+    p=(pa.float64(), "two-sided paired t test; 1 if no text differs, empty if all do by the same"),
+    p_holm=(pa.float64(), "p after Holm over all pairs of models, metric by metric"),
+    degenerate=(pa.string(), "constant, one sequence, no values; empty for nothing"),
+)
+"""One row a metric and pair of models."""
+
+CORRELATIONS = parquet.schema(
+    property=(pa.string(), "column of the table of models, or bits_per_byte_common"),
+    metric=(pa.string(), "name of the metric"),
+    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    models=(pa.int32(), "models with both"),
+    rho=(pa.float64(), "Spearman's rank correlation over models"),
+    p=(pa.float64(), "two-sided permutation test, exact up to nine models"),
+    p_holm=(pa.float64(), "p after Holm over all rows of this table"),
+    least_abs_rho=(
+        pa.float64(),
+        "smallest abs(rho) without ties that so many models need for p <= .05; empty: none does",
+    ),
+    permutations=(pa.int32(), "permutations tried"),
+)
+"""One row a property and metric."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is compared of one model: three of its tables, and its row of the table of models."""
+
+    values: pa.Table
+    sequences: pa.Table
+    tokens: pa.Table
+    row: Mapping[str, Any]
+
+
+def compare(
+    models: Mapping[str, Measured],
+    criteria: Criteria,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, pa.Table]:
+    """Compare all models.
+
+    Args:
+        models: by slug, in the order of the table of models.
+        criteria: of the headline.
+        resamples: of the bootstrap of bits per byte.
+        confidence: nominal level, in (0, 1).
+        seed: of all draws.
+
+    Returns:
+        `intervals` (bits per byte on the common span, of bootstrap.SCHEMA), `differences` and
+        `correlations`.
+    """
+    common = _common_bits(models)
+    bits = [
+        bootstrapping.bootstrap(
+            common[model],
+            measured.sequences,
+            criteria,
+            resamples=resamples,
+            confidence=confidence,
+            seed=seed,
+        )
+        for model, measured in models.items()
+    ]
+    by_text = {
+        model: _by_text(pa.concat_tables([measured.values, common[model]]), measured, criteria)
+        for model, measured in models.items()
+    }
+    return {
+        "intervals": pa.concat_tables(bits),
+        "differences": _differences(by_text, confidence),
+        "correlations": _correlations(models, by_text, seed),
+    }
+
+
+def _common_bits(models: Mapping[str, Measured]) -> dict[str, pa.Table]:
+    """Compute bits per byte on the span of each text that every model predicts whole.
+
+    A model whose losses are not recorded does not narrow the span of the others.
+    """
+    lists = {model: _likelihoods(measured) for model, measured in models.items()}
+    recorded = [texts for texts in lists.values() if texts]
+    shared = set.intersection(*map(set, recorded)) if recorded else set()
+    spans = {text: language.common_span([each[text][0] for each in recorded]) for text in shared}
+    found = {}
+    for model, measured in models.items():
+        frame = measured.sequences.to_pandas()
+        values, own = Values(model, frame["sequence"].to_numpy()), lists[model]
+        if own:
+            bits = [
+                language.span_bits_per_byte(own[text][0][1:], own[text][1], *spans[text])
+                if text in shared
+                else np.nan
+                for text in frame["text_sha256"]
+            ]
+            values.add("bits_per_byte_common", np.array(bits))
+        else:
+            values.lack(NOT_RECORDED, "bits_per_byte_common")
+        found[model] = values.table()
+    return found
+
+
+def _likelihoods(measured: Measured) -> dict[str, tuple[Array, Array]]:
+    """Ends of all tokens and likelihoods of the predicted ones, by the digest of the text."""
+    frame = measured.tokens.to_pandas()
+    by_sequence = dict(iter(frame.groupby("sequence")))
+    found = {}
+    for row in measured.sequences.to_pylist():
+        if row["sequence"] in by_sequence:
+            part = by_sequence[row["sequence"]]
+            ends = np.concatenate([[row["first_end_byte"]], part["end_byte"].to_numpy()])
+            found[row["text_sha256"]] = (ends, part["nll_nat"].to_numpy())
+    return found
+
+
+def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.DataFrame:
+    """Lay the compared metrics of one model out: texts as rows, (metric, basis) as columns."""
+    frame = values.to_pandas()
+    frame = frame[frame["sequence"].notna()]
+    plain = ["kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"]
+    frame = frame[frame[plain].isna().all(axis=1)]
+    frame = frame[bootstrapping.headline(frame, criteria)]
+    text = dict(zip(*(measured.sequences[n].to_pylist() for n in _PAIRED_BY), strict=True))
+    frame = frame.assign(text=frame["sequence"].map(text), basis=frame["basis"].fillna(""))
+    table = frame.pivot(index="text", columns=["metric", "basis"], values="value")
+    wanted = pd.MultiIndex.from_tuples([(m, b or "") for m, b in COMPARED])
+    laid: pd.DataFrame = table.reindex(columns=wanted).sort_index()
+    return laid
+
+
+_PAIRED_BY = ("sequence", "text_sha256")
+
+
+def _differences(by_text: Mapping[str, pd.DataFrame], confidence: float) -> pa.Table:
+    """Estimate the paired difference of every pair of models in every compared metric."""
+    rows = []
+    for metric, basis in COMPARED:
+        column = (metric, basis or "")
+        family = [
+            {"metric": metric, "basis": basis, "model_a": a, "model_b": b}
+            | _difference(by_text[a][column], by_text[b][column], confidence)
+            for a, b in itertools.combinations(by_text, 2)
+        ]
+        adjusted = holm(np.array([row["p"] for row in family], dtype=float))
+        rows += [row | {"p_holm": p} for row, p in zip(family, adjusted, strict=True)]
+    rows = [row | {"unit": METRICS[row["metric"]].unit} for row in rows]
+    return parquet.of_rows(DIFFERENCES, rows, confidence=confidence)
+
+
+def _difference(a: "pd.Series[float]", b: "pd.Series[float]", confidence: float) -> dict[str, Any]:
+    """Estimate one paired difference; the series are indexed by text."""
+    paired = (a - b).dropna().to_numpy(dtype=float)
+    nothing = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
+    if not len(paired):
+        return nothing | {"method": intervals.NONE, "n": 0, "degenerate": bootstrapping.NO_VALUES}
+    found = intervals.of_differences(paired[:, None], confidence=confidence)
+    p = 1.0 if not paired.any() else np.nan
+    if found.method[0] == intervals.T:
+        p = float(stats.ttest_1samp(paired, 0).pvalue)
+    return {
+        **{name: getattr(found, name)[0] for name in ("estimate", "low", "high", "method")},
+        "p": p,
+        "n": len(paired),
+        "degenerate": found.degenerate[0] or None,
+    }
+
+
+def _correlations(
+    models: Mapping[str, Measured], by_text: Mapping[str, pd.DataFrame], seed: int
+) -> pa.Table:
+    """Correlate every compared metric with every property of the models."""
+    means = pd.DataFrame({model: table.mean() for model, table in by_text.items()})
+    properties = {
+        name: np.array([measured.row[name] for measured in models.values()], dtype=float)
+        for name in PROPERTIES
+    }
+    bits = ("bits_per_byte_common", "")
+    properties[bits[0]] = means.loc[[bits]].to_numpy(dtype=float)[0]
+    rng = draws.generator(seed, "models", list(models))
+    rows = []
+    for name, x in properties.items():
+        for metric, basis in COMPARED:
+            if metric == name:
+                continue
+            y = means.loc[[(metric, basis or "")]].to_numpy(dtype=float)[0]
+            there = ~np.isnan(x) & ~np.isnan(y)
+            found = correlation.spearman(x[there], y[there], rng)
+            row = {"property": name, "metric": metric, "basis": basis, **vars(found)}
+            least = correlation.least_significant(int(there.sum()))
+            rows.append(row | {"models": int(there.sum()), "least_abs_rho": least})
+    adjusted = holm(np.array([row["p"] for row in rows], dtype=float))
+    rows = [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+    return parquet.of_rows(CORRELATIONS, rows)

@@ -1,0 +1,250 @@
+"""The table of features: the class of each, its evidence, and what else is known of it."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moe_outliers.metrics import counts, magnitude, moments
+from moe_outliers.metrics.classes import mass
+from moe_outliers.metrics.consistency import consistency
+from moe_outliers.metrics.counts import Band
+from moe_outliers.metrics.legacy import Legacy
+from moe_outliers.metrics.magnitude import Extremes, Gains, Magnitudes
+from moe_outliers.metrics.model_statistics import Study
+from moe_outliers.metrics.surrogate import Surrogate
+from moe_outliers.storage import parquet
+
+Array = NDArray[Any]
+
+TEXT, WHOLE, REAL = pa.string(), pa.int32(), pa.float64()
+
+SCHEMA = parquet.schema(
+    model=(TEXT, "slug of the table of models"),
+    feature=(WHOLE, "number of the feature, from 0"),
+    **{
+        "class": (
+            TEXT,
+            "systematic, indeterminate, banded, probabilistic, gain_explained; "
+            "none: no candidate; unclassified: fewer than 8 sequences",
+        )
+    },
+    class_x=(TEXT, "class from x alone"),
+    class_z=(TEXT, "class from z alone, at 3"),
+    extent_share=(REAL, "share of the sites that fire, mean over sequences"),
+    x_extent_share=(REAL, "the same by x alone: at least layer_share makes a candidate"),
+    z_extent_share=(REAL, "the same by z alone, at 3"),
+    extent_block_share=(REAL, "share of the blocks with a firing site, mean over sequences"),
+    sequences_above=(WHOLE, "sequences whose extent is at least .75"),
+    sign_p=(REAL, "one-sided sign test of `the median extent is below .75`"),
+    extent_upper_share=(REAL, "upper limit of the mean extent, Student's t, one-sided at .975"),
+    consistency=(REAL, "M5: mean Jaccard index of the firing sites of two sequences"),
+    consistency_expected=(REAL, "its mean over circular shifts; only of tested features"),
+    kappa=(REAL, "(consistency - expected) / (1 - expected); only of tested features"),
+    shift_p=(REAL, "circular-shift test; only of features that are neither systematic, "
+                   "indeterminate nor gain-explained"),
+    shift_q=(REAL, "shift_p after Benjamini and Hochberg over the tested features of the model"),
+    mass_share=(REAL, "M11: share of the outlier values, mean over sequences"),
+    mass_rank=(WHOLE, "1 for the largest mass_share; ties by number"),
+    sd_pair_share=(REAL, "M4: coverage over all sites, mean over sequences"),
+    sd_firing_share=(REAL, "M4: coverage over the sites that fire, mean over sequences"),
+    onset_site=(WHOLE, "M6: first site that fires in at least half of the sequences"),
+    offset_site=(WHOLE, "M6: the last such site"),
+    band_fill_share=(REAL, "M6: share of pairs of sequence and site between these that fire"),
+    magnitude_q25=(REAL, "M7: signed extreme x at firing sites and sequences, lower quartile"),
+    magnitude_median=(REAL, "M7: their median"),
+    magnitude_q75=(REAL, "M7: their upper quartile"),
+    magnitude_rms=(REAL, "M7: median of the extremes' abs in multiples of the site's rms"),
+    z_median=(REAL, "M7: median of the largest abs(z) at firing sites and sequences"),
+    largest=(REAL, "M7: x of largest abs anywhere, signed; a maximum: no interval"),
+    largest_site=(WHOLE, "its site"),
+    largest_z=(REAL, "largest abs(z) anywhere; a maximum: no interval"),
+    one_sidedness=(REAL, "M8: |n+ - n-| / (n+ + n-) of positions with abs(x) >= 6"),
+    gain_median=(REAL, "M14: median over sites of abs(gain)"),
+    gain_z_score=(REAL, "M14: median over sites of abs(gain) in standard deviations from the "
+                        "site's mean"),
+    log2_gain_at_largest=(REAL, "M14: log2 abs(gain) at largest_site"),
+    log2_z_at_largest=(REAL, "M14: log2 of abs(largest - offset) / abs(gain) at largest_site; "
+                             "the two add up to log2 of abs(largest - offset)"),
+    surrogate_extent_share=(REAL, "extent by x that a Gaussian behind this feature's gains has"),
+    surrogate_coverage_share=(REAL, "coverage over all sites that it has"),
+    first_share=(REAL, "M21: coverage at 6 at position 0, mean over sites and sequences"),
+    delimiter_share=(REAL, "M21: coverage at 6 at delimiters, mean over sites and sequences"),
+    other_share=(REAL, "M21: coverage at 6 at other positions, mean over sites and sequences"),
+    folds_chosen=(WHOLE, "folds for which the feature is chosen, by x and z"),
+    legacy_sequences=(WHOLE, "M13: sequences in which the old system counted it"),
+    legacy_layer_share=(REAL, "M13: old L of the feature, mean over sequences; biased"),
+)  # fmt: skip
+"""One row a feature, in order of the features."""
+
+
+def describe(study: Study, extremes: Extremes, legacy: Legacy) -> pa.Table:
+    """Describe every feature, one row each, of SCHEMA."""
+    classes, fires = study.classes["fires"], study.firing["fires"]
+    x = study.counts.at("x", study.criteria.magnitude)
+    mass_share = _mean(mass(study.outliers))
+    band = Band.of(fires)
+    columns = {
+        "model": study.model,
+        "feature": np.arange(study.features),
+        "class": classes.label,
+        "class_x": study.classes["x"].label,
+        "class_z": study.classes["z"].label,
+        "extent_share": classes.extent,
+        "x_extent_share": study.extent["x"].mean(axis=0),
+        "z_extent_share": study.extent["z"].mean(axis=0),
+        "extent_block_share": counts.block_extent(fires).mean(axis=0),
+        "sequences_above": classes.above,
+        "sign_p": classes.sign_p,
+        "extent_upper_share": np.minimum(classes.upper, 1),
+        "consistency": consistency(fires),
+        "consistency_expected": classes.expected,
+        "kappa": classes.kappa,
+        "shift_p": classes.p,
+        "shift_q": classes.q,
+        "mass_share": mass_share,
+        "mass_rank": _ranks(mass_share),
+        "sd_pair_share": counts.pair_share(x, study.counts.positions).mean(axis=0),
+        "sd_firing_share": _mean(counts.firing_share(x, fires, study.counts.positions)),
+        "onset_site": _or_null(band.onset),
+        "offset_site": _or_null(band.offset),
+        "band_fill_share": band.fill,
+        "folds_chosen": study.fit["fires"].chosen.sum(axis=0),
+        "legacy_sequences": legacy.chosen.sum(axis=0),
+        "legacy_layer_share": legacy.layer_share.mean(axis=0),
+    }
+    return parquet.table(SCHEMA, columns | _sizes(study, extremes) | _types(study))
+
+
+def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
+    """Columns of magnitudes, gains and the surrogate."""
+    statistics = study.statistics
+    size = Magnitudes.of(extremes, study.firing["x"], moments.rms(statistics))
+    gains = Gains.of(statistics["gain"].values, size.largest_site)
+    offset = statistics["offset"].values[size.largest_site, np.arange(study.features)]
+    surrogate, criteria = Surrogate.of(statistics), study.criteria
+    expected = surrogate.coverage("x", criteria.magnitude)
+    quartiles = dict(
+        zip(("magnitude_q25", "magnitude_median", "magnitude_q75"), size.quartiles, strict=True)
+    )
+    return quartiles | {
+        "magnitude_rms": size.in_rms,
+        "z_median": size.z,
+        "largest": size.largest,
+        "largest_site": size.largest_site,
+        "largest_z": size.largest_z,
+        "one_sidedness": magnitude.one_sidedness(
+            statistics["x_positive"].values.sum(axis=(0, 1), dtype=np.int64),
+            study.counts.at("x", 6).sum(axis=(0, 1), dtype=np.int64),
+        ),
+        "gain_median": gains.median,
+        "gain_z_score": gains.z_score,
+        "log2_gain_at_largest": _log2(gains.at_largest),
+        "log2_z_at_largest": _log2(np.abs(size.largest - offset)) - _log2(gains.at_largest),
+        "surrogate_extent_share": surrogate.extent(expected, criteria.position_share),
+        "surrogate_coverage_share": expected.mean(axis=0),
+    }
+
+
+def _types(study: Study) -> dict[str, Array]:
+    shares = magnitude.type_shares(study.statistics, study.counts.at("x", 6))
+    named = zip(magnitude.TYPES, shares, strict=True)
+    return {f"{name}_share": _mean(share) for name, share in named}
+
+
+PROFILED = 24
+"""Features of the profile."""
+
+PROFILE = parquet.schema(
+    model=(TEXT, "slug of the table of models"),
+    mass_rank=(WHOLE, "rank of the feature by outlier mass: 1 to 24"),
+    feature=(WHOLE, "number of the feature"),
+    **{"class": (TEXT, "its class")},
+    site=(WHOLE, "number of the site, two a block in order of the forward pass"),
+    block=(WHOLE, "number of the decoder block, from 0"),
+    kind=(TEXT, "attn_in or mlp_in"),
+    mixer=(TEXT, "what the site feeds: attention, linear_attention, mlp or moe"),
+    coverage_share=(REAL, "M1: positions with abs(x) >= magnitude, mean over sequences"),
+    z_coverage_share=(REAL, "positions with abs(z) >= 3, mean over sequences"),
+    fires_sequence_share=(REAL, "share of the sequences in which the site fires"),
+    x_q25=(REAL, "signed extreme x of a sequence, lower quartile over sequences"),
+    x_median=(REAL, "its median"),
+    x_q75=(REAL, "its upper quartile"),
+    x_largest=(REAL, "x of largest abs over all sequences, signed"),
+    z_largest=(REAL, "largest abs(z) over all sequences"),
+    gain=(REAL, "the norm's effective gain"),
+    bound=(REAL, "sqrt(width) * abs(gain) + abs(offset): abs(x) cannot be larger"),
+    first_abs_max=(REAL, "abs(x) at position 0, median over sequences"),
+    delimiter_abs_max=(REAL, "largest abs(x) at delimiters, median over sequences"),
+    other_abs_max=(REAL, "largest abs(x) at other positions, median over sequences"),
+)
+"""One row a site and feature, of the 24 features with the largest outlier mass."""
+
+
+def profile(study: Study, extremes: Extremes, features: pa.Table) -> pa.Table:
+    """Follow the heaviest features over the depth, of PROFILE.
+
+    Args:
+        study: of the model.
+        extremes: of the model.
+        features: as `describe` returns it.
+    """
+    ranks = features["mass_rank"].to_numpy()
+    chosen = np.argsort(ranks)[:PROFILED]
+    positions = study.counts.positions[:, None, None]
+    statistics, sites = study.statistics, study.counts.sites
+    signed = extremes.signed[:, :, chosen].astype(float)
+    gain, offset = (statistics[name].values[:, chosen].astype(float) for name in ("gain", "offset"))
+    quartiles = np.quantile(signed, (0.25, 0.5, 0.75), axis=0)
+    largest = np.take_along_axis(signed, np.abs(signed).argmax(axis=0)[None], axis=0)[0]
+    x = study.counts.at("x", study.criteria.magnitude)[:, :, chosen] / positions
+    by_type = np.median(extremes.by_type[:, :, :, chosen], axis=1)
+    tables = {
+        "coverage_share": x.mean(axis=0),
+        "z_coverage_share": (study.counts.at("z", 3)[:, :, chosen] / positions).mean(axis=0),
+        "fires_sequence_share": study.firing["fires"][:, :, chosen].mean(axis=0),
+        **dict(zip(("x_q25", "x_median", "x_q75"), quartiles, strict=True)),
+        "x_largest": largest,
+        "z_largest": extremes.z[:, :, chosen].max(axis=0),
+        "gain": gain,
+        "bound": np.sqrt(study.features) * np.abs(gain) + np.abs(offset),
+        **{f"{n}_abs_max": t for n, t in zip(magnitude.TYPES, by_type, strict=True)},
+    }
+    per_feature = {"mass_rank": ranks, "feature": np.arange(len(ranks)), "class": study.label}
+    site = np.arange(sites)
+    per_site = {"block": site // 2, "kind": study.counts.kind, "mixer": study.counts.mixer}
+    return parquet.table(
+        PROFILE,
+        {"model": study.model, "site": np.tile(site, len(chosen))}
+        | {name: np.repeat(column[chosen], sites) for name, column in per_feature.items()}
+        | {name: np.tile(column, len(chosen)) for name, column in per_site.items()}
+        | {name: table.T.ravel() for name, table in tables.items()},
+    )
+
+
+def _mean(table: Array) -> Array:
+    """Average over the sequences that have a value, exactly; NaN where none has."""
+    there = ~np.isnan(table)
+    number = there.sum(axis=0)
+    total = np.where(there, table, 0).sum(axis=0)
+    result: Array = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return result
+
+
+def _ranks(values: Array) -> Array:
+    """Rank from the largest, 1 first; NaN last, ties in order."""
+    ranks = np.empty(len(values), dtype=int)
+    ranks[np.argsort(-np.nan_to_num(values, nan=-1), kind="stable")] = np.arange(len(values)) + 1
+    return ranks
+
+
+def _or_null(sites: Array) -> Array:
+    result: Array = np.where(sites < 0, np.nan, sites)
+    return result
+
+
+def _log2(values: Array) -> Array:
+    values = values.astype(float)
+    result: Array = np.where(values > 0, np.log2(np.where(values > 0, values, 1)), np.nan)
+    return result

@@ -1,0 +1,194 @@
+"""One model's statistics as all metrics read them: in one order, with what they share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xarray as xr
+from numpy.typing import NDArray
+
+from moe_outliers.metrics.classes import FeatureClasses, classify
+from moe_outliers.metrics.consistency import Shifts, period
+from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, Counts, site_extent
+from moe_outliers.metrics.selection import CrossFit
+from moe_outliers.stats import draws
+from moe_outliers.storage import parquet
+
+Array = NDArray[Any]
+
+SEQUENCES = parquet.schema(
+    model=(pa.string(), "slug of the table of models"),
+    sequence=(pa.int32(), "index of the sequence in the sweep, the same text for every model"),
+    document=(pa.string(), "document that the text is from"),
+    text_sha256=(pa.string(), "digest of the text: pairs the sequences of different models"),
+    ids_sha256=(pa.string(), "digest of the token ids: orders and keys every random draw"),
+    tokens=(pa.int32(), "positions"),
+    delimiters=(pa.int32(), "delimiter positions"),
+    first_end_byte=(pa.int32(), "byte of the text where the first token ends"),
+    last_end_byte=(pa.int32(), "byte of the text where the last token ends"),
+)
+"""One row a sequence, in the order of ids_sha256."""
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What counts as an outlier feature: the settings `outliers`.
+
+    Attributes:
+        magnitude: smallest abs(x) of an outlier.
+        layer_share: smallest share of the sites at which the feature fires, in [0, 1].
+        position_share: smallest share of a sequence's positions at which a site fires, in [0, 1].
+    """
+
+    magnitude: float
+    layer_share: float
+    position_share: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model.
+
+    Attributes:
+        model: its slug.
+        statistics: its statistics, sequences in the order of their ids_sha256.
+        tokens: its tokens, one row a sequence, in the same order.
+        criteria: what counts as an outlier feature.
+        seed: of every draw.
+    """
+
+    model: str
+    statistics: xr.Dataset
+    tokens: pa.Table
+    criteria: Criteria
+    seed: int
+
+    @classmethod
+    def of(
+        cls, model: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
+    ) -> "Study":
+        """Put statistics and tokens in order; statistics that are in order are not copied.
+
+        Raises:
+            ValueError: if the tokens are not of the same sequences, or these have no or differing
+                numbers of positions.
+        """
+        sequences = statistics["sequence"].values.tolist()
+        named = tokens["sequence"].to_pylist()
+        if missing := sorted(set(sequences) - set(named)):
+            raise ValueError(f"{model}: sequences {missing} are not in the tokens file")
+        tokens = tokens.take([named.index(sequence) for sequence in sequences])
+        places = draws.order(tokens["ids_sha256"].to_pylist()).tolist()
+        if places != sorted(places):
+            statistics = statistics.isel(sequence=places)
+        if len(set(statistics["positions"].values.tolist())) != 1:
+            raise ValueError(f"{model}: the sequences have differing numbers of positions")
+        return cls(model, statistics, tokens.take(places), criteria, seed)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """The counts of the model."""
+        return Counts.of(self.statistics)
+
+    @cached_property
+    def shifts(self) -> Shifts:
+        """The permutations of the circular-shift test."""
+        return Shifts.draw(self.counts.x[:, :, 0], period(self.counts.mixer), self.rng("shifts"))
+
+    @cached_property
+    def ids_sha256(self) -> list[str]:
+        """Digests of the sequences' token ids, ascending."""
+        return [str(digest) for digest in self.tokens["ids_sha256"].to_pylist()]
+
+    @property
+    def features(self) -> int:
+        """Width of the model."""
+        return self.statistics.sizes["feature"]
+
+    @property
+    def sequences(self) -> Array:
+        """(sequence,), their indices in the sweep."""
+        result: Array = self.statistics["sequence"].values
+        return result
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Return the generator of one purpose."""
+        return draws.generator(self.seed, purpose, self.ids_sha256)
+
+    def has(self, *variables: str) -> bool:
+        """Say whether the statistics hold all these variables, and each holds values."""
+        there = self.statistics.data_vars
+        return all(name in there and self.statistics[name].size for name in variables)
+
+    def alpha(self, basis: Basis) -> float:
+        """Return the threshold of the headline: the magnitude for x, 3 for z."""
+        return Z_MAGNITUDE if basis == "z" else self.criteria.magnitude
+
+    @cached_property
+    def firing(self) -> dict[Basis, Array]:
+        """What fires at the headline's thresholds, by basis: (sequence, site, feature), bool."""
+        share = self.criteria.position_share
+        x = self.counts.firing("x", self.alpha("x"), share)
+        z = self.counts.firing("z", self.alpha("z"), share)
+        return {"fires": x & z, "x": x, "z": z}
+
+    @cached_property
+    def extent(self) -> dict[Basis, Array]:
+        """Extents at the headline's thresholds, by basis: (sequence, feature)."""
+        return {basis: site_extent(fires) for basis, fires in self.firing.items()}
+
+    @cached_property
+    def fit(self) -> dict[Basis, CrossFit]:
+        """Candidates by basis, chosen on all folds but one."""
+        return {
+            basis: CrossFit.of(extent, self.criteria.layer_share)
+            for basis, extent in self.extent.items()
+        }
+
+    @cached_property
+    def classes(self) -> dict[Basis, FeatureClasses]:
+        """Classes of the features by basis; the headline's is `fires`."""
+        return {
+            basis: self.classify(fires, self.extent["x" if basis == "fires" else basis])
+            for basis, fires in self.firing.items()
+        }
+
+    def classify(self, fires: Array, candidate: Array, screen: int | None = None) -> FeatureClasses:
+        """Class the features by what fires; the same draws serve every basis and threshold."""
+        return classify(
+            fires,
+            candidate,
+            layer_share=self.criteria.layer_share,
+            shifts=self.shifts,
+            screen=screen,
+        )
+
+    @cached_property
+    def label(self) -> Array:
+        """(feature,), the class of each feature."""
+        return self.classes["fires"].label
+
+    @cached_property
+    def outliers(self) -> Array:
+        """Positions with abs(x) at the magnitude, over all sites: (sequence, feature)."""
+        x = self.counts.at("x", self.criteria.magnitude)
+        result: Array = x.sum(axis=1, dtype=np.int64)
+        return result
+
+    def sequence_table(self) -> pa.Table:
+        """Describe the sequences, one row each, of SEQUENCES."""
+        ends = [np.array(row) for row in self.tokens["ends"].to_pylist()]
+        same = ("sequence", "document", "text_sha256", "ids_sha256")
+        return parquet.table(
+            SEQUENCES,
+            {
+                "model": self.model,
+                "tokens": self.statistics["positions"].values,
+                "delimiters": self.statistics["delimiters"].values,
+                "first_end_byte": [row[0] for row in ends],
+                "last_end_byte": [row[-1] for row in ends],
+                **{name: self.tokens[name].to_pylist() for name in same},
+            },
+        )

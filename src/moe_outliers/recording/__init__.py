@@ -1,0 +1,1 @@
+"""From activations to statistics: the hooks, and the ways to reduce what they see."""

@@ -1,0 +1,155 @@
+"""The reduction by GPU kernels, of several sequences together.
+
+One sequence's activations are too few to keep a large GPU busy. So what the hooks see is held, for
+a bounded number of bytes, and reduced together; the numbers of a sequence do not depend on what is
+held with it. Imports Triton.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_outliers.engine import memory
+from moe_outliers.recording.choose import Keep, Picks, Routing, epsilon, total_of
+from moe_outliers.recording.gpu import launch as fused
+from moe_outliers.recording.sites import Family
+
+
+@dataclass
+class Held:
+    """Activations of one kind that are reduced together.
+
+    Attributes:
+        fixed: what is the same for all of them.
+        rows: of each sequence, or row of a micro-batch, its number and its tensors.
+    """
+
+    fixed: tuple[Any, ...]
+    rows: list[tuple[int, tuple[Tensor, ...]]] = field(default_factory=list)
+
+
+Key = tuple[str, int, str]
+"""Scope and number of what is kept, and what kind of activations it is made from."""
+
+
+class Batched:
+    """Holds activations, and reduces those of several sequences together by kernels."""
+
+    def __init__(
+        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
+    ) -> None:
+        self._keep, self._family = keep, family
+        self._delimiter, self._kinds = delimiter, fused.kinds(delimiter)
+        self._compiled = False
+        self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
+        self._held: dict[Key, Held] = {}
+        self._aside: dict[Key, Held] | None = None
+        self._bytes = 0
+        here = delimiter.device
+        self._here: Any = torch.cuda.device(here) if here.type == "cuda" else nullcontext()
+
+    def site(
+        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+    ) -> None:
+        """Take the output of a norm."""
+        if not self._compiled:
+            with self._here:
+                how = {"layer_norm": self._family.layer_norm}
+                fused.compile_all(h, self._delimiter[:1], self._alphas, **how)
+            self._compiled = True
+        fixed = hits, epsilon(norm)
+        self._hold(("site", number, "norm"), sequence, (x.contiguous(), h.contiguous()), fixed)
+
+    def block(self, number: int, sequence: int, h: Tensor) -> None:
+        """Take the output of a block."""
+        self._hold(("block", number, "residual"), sequence, (h.contiguous(),), ())
+
+    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+        """Take what a router returned."""
+        self._hold(("moe", number, "router"), sequence, routing, (bias,))
+
+    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
+        """Reduce the experts at once: their outputs are too large to be held."""
+        with self._here:
+            return fused.experts(picks, count, sequences)
+
+    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+        """Take what the experts wrote at most."""
+        key, fixed = ("moe", number, "experts"), (tuple(found),)
+        self._hold(key, sequence, (*found.values(), total), fixed)
+
+    def flush(self) -> None:
+        """Reduce all that is held; what memory did not suffice for stays held, for another try."""
+        for key, held in list(self._held.items()):
+            sequences, rows = zip(*held.rows, strict=True)
+            parts = list(zip(*rows, strict=True))
+            with self._here:
+                values = self._reduce(key[2], held.fixed, sequences, parts)
+            self._keep(key[0], key[1], sequences, values)
+            del self._held[key]
+        self._bytes = 0
+
+    @contextmanager
+    def aside(self) -> Iterator[dict[Key, Held]]:
+        """Put aside what is taken meanwhile, by the row of the micro-batch: see `again`."""
+        self._aside = {}
+        try:
+            yield self._aside
+        finally:
+            self._aside = None
+
+    def again(
+        self, aside: dict[Key, Held], sequences: Sequence[int], copy: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Take what was put aside once more, with what is there now, for other sequences.
+
+        Args:
+            aside: as `aside` gave it.
+            sequences: of the rows.
+            copy: brings a tensor to a place where it stays.
+        """
+        for key, held in aside.items():
+            for row, tensors in held.rows:
+                self._hold(key, sequences[row], tuple(map(copy, tensors)), held.fixed)
+
+    def _hold(
+        self, key: Key, sequence: int, tensors: tuple[Tensor, ...], fixed: tuple[Any, ...]
+    ) -> None:
+        held = self._held if self._aside is None else self._aside
+        if key not in held:
+            if key[2] == "router" and self._aside is None:  # the next layer takes the bias' place
+                fixed = tuple(None if bias is None else bias.clone() for bias in fixed)
+            held[key] = Held(fixed)
+        held[key].rows.append((sequence, tensors))
+        if self._aside is None:
+            self._bytes += sum(tensor.nbytes for tensor in tensors)
+            if self._bytes >= memory.HELD_BYTES:
+                self.flush()
+
+    def _reduce(
+        self, kind: str, fixed: tuple[Any, ...], sequences: Sequence[int], parts: Sequence[Any]
+    ) -> dict[str, Tensor]:
+        if kind == "residual":
+            return fused.residuals(parts[0])
+        if kind == "router":
+            (bias,) = fixed
+            return fused.routers(list(zip(*parts, strict=True)), bias, self._family.scores)
+        if kind == "experts":
+            *values, total = map(torch.stack, parts)
+            found = dict(zip(*fixed, values, strict=True))
+            return found | total_of(found, total)
+        hits, eps = fixed
+        xs, hs = parts
+        return fused.sites(
+            xs,
+            hs,
+            torch.stack([self._kinds[sequence] for sequence in sequences]),
+            [hits[sequence] for sequence in sequences],
+            alphas=self._alphas,
+            eps=eps,
+            layer_norm=self._family.layer_norm,
+        )

@@ -1,0 +1,1 @@
+"""Tables, figures and sentences of a finished sweep, and the page that holds them."""

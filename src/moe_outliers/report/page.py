@@ -1,0 +1,127 @@
+"""The report: one page of HTML for offline use, keyboard and screen reader; and its opening.
+
+Everything in it comes from summary.json, the figures, their captions and the receipts.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from moe_outliers import __version__
+from moe_outliers.report import sentences as story
+from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.storage import receipts
+
+TEMPLATE = "report.html.jinja"
+SECTIONS = ("Comparison", "Depth", "Experts", "Controls", "Legacy")
+FEATURES = 12
+
+MARKS = {
+    "systematic": "●",
+    "banded": "■",
+    "probabilistic": "▲",
+    "mixed": "◐",
+    "gain_explained": "✖",
+    "indeterminate": "◆",
+    "no_outliers": "○",
+    "unclassified": "✚",
+}
+"""The mark of each class of a model, as in the figures; it stands beside the word, never alone."""
+
+
+def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, Any]]) -> str:
+    """Write the report.
+
+    Args:
+        summary: results/tables/summary.json.
+        plots: the folder of the figures, {name}.svg and {name}.txt, what each shows in words.
+        costs: as `costs` returns them.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"interval": story.interval, "named": story.named}
+    template = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text(encoding="utf-8")
+    figures = {name: _figure(name, plots) for name in FIGURES}
+    return environment.from_string(template).render(
+        version=__version__,
+        summary=summary,
+        headline=story.headline(summary),
+        measured=story.measured(summary),
+        classes=[(kind, story.CLASSES[kind]) for kind in story.classes(summary)],
+        marks=MARKS,
+        differences=list(story.differences(summary)),
+        correlations=list(story.correlations(summary)),
+        sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
+        models=[_model(model, found) for model, found in story.models_of(summary).items()],
+        validation=summary["validation"],
+        costs=costs,
+        dollars=sum(row["dollars"] or 0 for row in costs),
+    )
+
+
+def opening(summary: Mapping[str, Any]) -> str:
+    """Write what the report opens with, in reStructuredText: results/tables/answer.rst."""
+    lines = [f"* {_plain(line)}" for line in story.answer(summary)]
+    return "\n".join(["The answer", "----------", "", *lines, ""])
+
+
+def costs(found: Sequence[receipts.Receipt]) -> list[dict[str, Any]]:
+    """Say on what each model was computed, and what the rented machines cost at their hourly price.
+
+    Args:
+        found: the receipts of all batches.
+
+    Returns:
+        A row a model and machine: model, device, pod, seconds, dollars; the last three None where
+        the machine was one's own.
+    """
+    rows: dict[tuple[str, str, str | None], dict[str, Any]] = {}
+    for receipt in found:
+        pod = receipt.pod
+        row = rows.setdefault(
+            (receipt.model, receipt.device, pod.id if pod else None),
+            {"model": receipt.model, "device": receipt.device, "pod": pod.id if pod else None}
+            | {"seconds": None, "dollars": None, "versions": dict(receipt.versions)},
+        )
+        if pod:
+            row["seconds"] = max(row["seconds"] or 0.0, pod.seconds)
+            if pod.price_usd_per_h is not None:
+                row["dollars"] = row["seconds"] / 3600 * pod.price_usd_per_h
+    return list(rows.values())
+
+
+def _figure(name: str, plots: Path) -> dict[str, str]:
+    entry = FIGURES[name]
+    data = base64.b64encode((plots / f"{name}.svg").read_bytes()).decode()
+    return {
+        "name": name,
+        "title": entry.title,
+        "section": entry.section,
+        "caption": entry.caption,
+        "words": (plots / f"{name}.txt").read_text(encoding="utf-8"),
+        "source": f"data:image/svg+xml;base64,{data}",
+    }
+
+
+def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    features = [row for row in found["features"] if row["class"] != "none"]
+    return {
+        "name": model,
+        "found": found,
+        "how_sure": story.how_sure(model, found),
+        "evidence": story.evidence(found),
+        "numbers": list(story.numbers(found)),
+        "features": features[:FEATURES],
+        "controls": list(story.controls(found)),
+        "cross_batch": story.cross_batch(found),
+        "legacy": list(story.legacy(found)),
+        "warnings": [row["detail"] for row in found["warnings"]],
+    }
+
+
+def _plain(text: str) -> str:
+    """Take from a line what reStructuredText would read as markup."""
+    return "".join(f"\\{c}" if c in "*`|_\\" else c for c in text)

@@ -1,0 +1,127 @@
+"""The sweep in short, for machines: results/tables/summary.json."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from moe_outliers.metrics.classes import CLASSES
+from moe_outliers.metrics.magnitude import TYPES
+from moe_outliers.report.reader_warnings import headline
+
+TOP = 12
+"""Features of a model that the summary names, by outlier mass."""
+
+NUMBERS = ("estimate", "low", "high", "unit", "method", "n", "degenerate")
+
+AGREEMENT = ("n_dims", "extent_share", "jaccard", "spearman")
+"""Columns of the table `cross_batch` that the summary gives the mean of."""
+
+
+def summarise(
+    tables: Mapping[str, pa.Table], criteria: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """Say the same as the report, as JSON values.
+
+    Args:
+        tables: as tables.collect returns them.
+        criteria: the settings `outliers`.
+        seed: of the sweep.
+
+    Returns:
+        `settings`, `models` by slug (class, numbers with intervals, features, cross-batch
+        validation, legacy, warnings), `differences` and `correlations` that survive Holm at .05,
+        `expectations`, `validation`.
+    """
+    frames = {name: table.to_pandas() for name, table in tables.items() if name != "values"}
+    frames["whole"] = headline(tables["intervals"])
+    return {
+        "settings": {
+            "outliers": dict(criteria),
+            "seed": seed,
+            "confidence": _plain(frames["intervals"]["confidence"].iloc[0]),
+        },
+        "models": {
+            model: _model(str(model), row, frames)
+            for model, row in frames["models"].set_index("model").iterrows()
+        },
+        "differences": _surviving(frames["differences"]),
+        "correlations": _surviving(frames["correlations"]),
+        "expectations": _rows(frames["reference"]),
+        "validation": {
+            name: _rows(frames[f"validate_{name}"])
+            for name in ("coverage", "selection", "classes", "discoveries")
+        },
+    }
+
+
+def _model(model: str, row: Any, frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    def of(name: str) -> pd.DataFrame:
+        return frames[name][frames[name]["model"] == model]
+
+    cells = of("sensitivity")
+    cell = cells[cells["headline"] & (cells["basis"] == "fires")].iloc[0]
+    numbers: dict[str, Any] = {}
+    for each in of("whole").to_dict("records"):
+        basis = each["basis"] if isinstance(each["basis"], str) else "whole"
+        numbers.setdefault(each["metric"], {})[basis] = _number(each)
+    intervals, left_out = of("intervals"), of("cross_batch")
+    return {
+        **{name: _plain(value) for name, value in row.items()},
+        "classes_of_features": {name: _plain(cell[f"n_{name}"]) for name in CLASSES},
+        "mass_shares": _keyed(intervals, "mass_share", "x", "class", CLASSES),
+        "stable_ranges": _rows(of("stable_ranges").drop(columns="model")),
+        "numbers": numbers,
+        "type_shares": _keyed(intervals, "type_coverage_share", "fires", "token_type", TYPES),
+        "features": _rows(_features(of("features"), intervals)),
+        "cross_batch": _rows(
+            left_out[left_out["basis"] == "fires"].drop(columns=["model", "basis"])
+        ),
+        "legacy": _rows(of("legacy").drop(columns="model")),
+        "warnings": _rows(of("warnings").drop(columns="model")),
+    }
+
+
+def _features(features: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
+    """Pick the heaviest features, with the intervals of their extents on the held-out sequences."""
+    columns = ["feature", "class", "extent_share", "x_extent_share", "consistency", "mass_share"]
+    columns += ["largest", "one_sidedness", "gain_median"]
+    rows = intervals[(intervals["metric"] == "feature_extent_share") & intervals["headline"]]
+    held_out = rows[rows["basis"] == "fires"].set_index("feature")[["estimate", "low", "high"]]
+    held_out = held_out.add_prefix("held_out_extent_")
+    return features.sort_values("mass_rank").head(TOP)[columns].join(held_out, on="feature")
+
+
+def _keyed(
+    intervals: pd.DataFrame, metric: str, basis: str, key: str, names: Sequence[str]
+) -> dict[str, Any]:
+    """Pick a headline number for each of some names; those without a row are left out."""
+    rows = intervals[(intervals["metric"] == metric) & intervals["headline"]]
+    rows = rows[(rows["basis"] == basis) & rows[key].isin(names)]
+    found = {row[key]: _number(row) for row in rows.to_dict("records")}
+    return {name: found[name] for name in names if name in found}
+
+
+def _number(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {name: _plain(row[name]) for name in NUMBERS}
+
+
+def _surviving(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return _rows(frame[frame["p_holm"] <= 0.05])
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(name): _plain(value) for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value of a table into a JSON value; missing ones become null."""
+    value = value.item() if hasattr(value, "item") else value
+    if value is pd.NA or value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value

@@ -1,0 +1,172 @@
+"""The tables of a sweep: every model's together, what they say in short, and what columns mean."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from moe_outliers import metrics
+from moe_outliers.inference import bootstrap, comparison
+from moe_outliers.inference import simulate_classes as classed
+from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.metrics.values import METRICS
+from moe_outliers.report import earlier_work as reference
+from moe_outliers.report import reader_warnings as findings
+from moe_outliers.report.stable_ranges import SCHEMA as STABLE
+from moe_outliers.report.stable_ranges import stable_ranges
+from moe_outliers.storage import parquet
+
+TEXT, WHOLE, REAL = pa.string(), pa.int32(), pa.float64()
+
+MODELS = parquet.schema(
+    model=(TEXT, "slug of the table of models, in its order"),
+    number=(TEXT, "two digits"),
+    repo=(TEXT, "repository on the hub, or a folder"),
+    revision=(TEXT, "commit on the hub, or `local`"),
+    params_b=(REAL, "all parameters, in 10^9"),
+    active_b=(REAL, "parameters that one token uses, in 10^9"),
+    layers=(WHOLE, "decoder blocks"),
+    width=(WHOLE, "features of the residual stream"),
+    experts=(WHOLE, "routed experts of a block"),
+    top_k=(WHOLE, "experts that a token is routed to"),
+    family=(TEXT, "model_type of the checkpoint"),
+    dtype=(TEXT, "type of the norms' output that was measured"),
+    sequences=(WHOLE, "sequences that were read"),
+    tokens=(WHOLE, "positions of each"),
+    model_class=(
+        TEXT,
+        "systematic, probabilistic, banded, gain_explained, mixed, indeterminate, no_outliers; "
+        "unclassified: fewer than 8 sequences",
+    ),
+    class_x=(TEXT, "class from x alone"),
+    class_z=(TEXT, "class from z alone, at 3"),
+    candidates=(WHOLE, "candidates over all sequences, by x"),
+    n_dims=(REAL, "M12: outlier features, by x and z"),
+    surrogate_n_dims=(WHOLE, "candidates by x that Gaussian activations would give"),
+)
+"""One row a model."""
+
+CATALOGUE = parquet.schema(
+    metric=(TEXT, "name, as in the tables `values` and `intervals`"),
+    id=(TEXT, "its number in docs/method.md"),
+    unit=(TEXT, "its unit; share: in [0, 1]; x, h, rms: as docs/method.md defines them"),
+    meaning=(TEXT, "one line"),
+)
+"""One row a metric."""
+
+DICTIONARY = parquet.schema(
+    table=(TEXT, "name of the table"),
+    column=(TEXT, "name of the column"),
+    type=(TEXT, "its type"),
+    meaning=(TEXT, "one line, with its unit"),
+)
+"""One row a table and column."""
+
+OF_MODELS = {name: schema for name, schema in metrics.TABLES.items() if name != "tokens"}
+"""The tables that every model has, stacked."""
+
+TABLES: dict[str, pa.Schema] = {
+    "models": MODELS,
+    "intervals": bootstrap.SCHEMA,
+    **OF_MODELS,
+    "differences": comparison.DIFFERENCES,
+    "correlations": comparison.CORRELATIONS,
+    "stable_ranges": STABLE,
+    "legacy": findings.LEGACY,
+    "reference": reference.SCHEMA,
+    "published": reference.PUBLISHED,
+    "warnings": findings.WARNINGS,
+    "validate_coverage": validate.COVERAGE,
+    "validate_selection": validate.SELECTION,
+    "validate_classes": classed.CLASSED,
+    "validate_discoveries": classed.DISCOVERIES,
+    "metrics": CATALOGUE,
+    "dictionary": DICTIONARY,
+}
+"""All tables of a sweep, by name, with their columns."""
+
+
+def collect(
+    models: Mapping[str, Mapping[str, pa.Table]],
+    rows: Mapping[str, Mapping[str, Any]],
+    compared: Mapping[str, pa.Table],
+    validated: Mapping[str, pa.Table],
+    expectations: Mapping[str, Any],
+) -> dict[str, pa.Table]:
+    """Put the tables of a sweep together.
+
+    Args:
+        models: by slug, in the order of the table of models: the tables of metrics.TABLES, and
+            `intervals`.
+        rows: of the table of models, by slug.
+        compared: `intervals`, `differences` and `correlations`.
+        validated: `coverage`, `selection`, `classes` and `discoveries`.
+        expectations: as reference.read returns it.
+
+    Returns:
+        The tables, named and typed as TABLES says.
+    """
+    found = {name: _stack(name, models) for name in OF_MODELS}
+    found["intervals"] = pa.concat_tables([_stack("intervals", models), compared["intervals"]])
+    found["models"] = _models(models, rows)
+    found |= {name: compared[name] for name in ("differences", "correlations")}
+    found |= {f"validate_{name}": table for name, table in validated.items()}
+    found["stable_ranges"] = stable_ranges(found["sensitivity"], found["intervals"])
+    found["reference"] = reference.compare(
+        expectations, list(models), found["intervals"], found["features"], found["sensitivity"]
+    )
+    found["published"] = reference.published(expectations)
+    found["legacy"] = findings.legacy(list(models), found["intervals"], found["reference"])
+    found["warnings"] = findings.warnings(list(models), found)
+    found["metrics"] = _catalogue()
+    found["dictionary"] = dictionary()
+    return {name: found[name].select(schema.names) for name, schema in TABLES.items()}
+
+
+def dictionary() -> pa.Table:
+    """Say what every column of every table means, of DICTIONARY."""
+    rows = [
+        {"table": table, "column": field.name, "type": str(field.type)}
+        | {"meaning": parquet.meanings(schema)[field.name]}
+        for table, schema in TABLES.items()
+        for field in schema
+    ]
+    return parquet.of_rows(DICTIONARY, rows)
+
+
+def _stack(name: str, models: Mapping[str, Mapping[str, pa.Table]]) -> pa.Table:
+    return pa.concat_tables([tables[name] for tables in models.values()])
+
+
+def _models(
+    models: Mapping[str, Mapping[str, pa.Table]], rows: Mapping[str, Mapping[str, Any]]
+) -> pa.Table:
+    found = []
+    for model, tables in models.items():
+        cells = tables["sensitivity"].to_pandas()
+        of = cells[cells["headline"]].set_index("basis")
+        told = dict(
+            zip(*(tables["provenance"][n].to_pylist() for n in ("attribute", "value")), strict=True)
+        )
+        found.append(
+            {name: rows[model][name] for name in MODELS.names if name in rows[model]}
+            | {
+                "model": model,
+                "family": told.get("family"),
+                "dtype": told.get("norm_dtype"),
+                "sequences": tables["sequences"].num_rows,
+                "tokens": tables["sequences"]["tokens"][0].as_py(),
+                "model_class": of.loc["fires", "model_class"],
+                "class_x": of.loc["x", "model_class"],
+                "class_z": of.loc["z", "model_class"],
+                "candidates": int(of.loc["fires", "candidates"]),
+                "n_dims": of.loc["fires", "n_dims"],
+                "surrogate_n_dims": int(of.loc["x", "surrogate_n_dims"]),
+            }
+        )
+    return parquet.of_rows(MODELS, found)
+
+
+def _catalogue() -> pa.Table:
+    rows = [{"metric": name, **vars(metric)} for name, metric in METRICS.items()]
+    return parquet.of_rows(CATALOGUE, rows)

@@ -1,0 +1,1 @@
+"""Files of results, whole or absent: tables, statistics files, receipts, digests."""

@@ -1,0 +1,176 @@
+"""What is damaged among the results: every check of a file at rest, with a memory of digests."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+from moe_outliers.storage import files, receipts
+from moe_outliers.workflow import script as job
+
+MEMORY = Path(".snakemake/moe-outliers/hashes.json")
+"""Where a folder's digests are remembered."""
+
+IDS = Path(".snakemake/moe-outliers/ids.json")
+"""Where the digests of the token ids are remembered that a folder's tokens files hold."""
+
+
+class Hashes:
+    """Digests of files, remembered for as long as a file's size and time of change stay."""
+
+    def __init__(
+        self, memory: Path, *, full: bool = False, read: Callable[[Path], str] = files.sha256
+    ) -> None:
+        """Read the memory.
+
+        Args:
+            memory: JSON file; a missing or damaged one is forgotten.
+            full: hash every file again.
+            read: what is remembered of a file.
+        """
+        self.memory, self._read = memory, read
+        try:
+            known = files.read_json(memory) if memory.is_file() and not full else {}
+        except ValueError:
+            known = {}
+        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
+        self._seen: dict[str, list[object]] = {}
+
+    def __call__(self, path: Path) -> str:
+        """Return the sha256 of a file, or what else is remembered."""
+        stat = path.stat()
+        key = [stat.st_size, stat.st_mtime_ns]
+        known = self._seen.get(str(path)) or self._known.get(str(path))
+        if isinstance(known, list) and known[:2] == key and len(known) == 3:
+            digest = str(known[2])
+        else:
+            digest = self._read(path)
+        self._seen[str(path)] = [*key, digest]
+        return digest
+
+    def learn(self, path: Path, digest: str) -> None:
+        """Take over the digest of a file that was hashed while it was written."""
+        stat = path.stat()
+        self._seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+
+    def save(self) -> None:
+        """Remember what was asked for since."""
+        if self._seen != self._known:
+            files.write_json(self.memory, self._seen)
+
+
+def token_ids(tokens: Path) -> str:
+    """Return the digests of the token ids of each sequence, spaces between; none if damaged."""
+    from moe_outliers import tokens as tokenize
+    from moe_outliers.storage import parquet
+
+    try:
+        return " ".join(parquet.read(tokens, tokenize.SCHEMA)["ids_sha256"].to_pylist())
+    except ValueError:
+        return ""
+
+
+def memories(*, full: bool) -> tuple[Hashes, Hashes]:
+    """Return a folder's memory of digests, and that of token ids; full: forget both first."""
+    return Hashes(MEMORY, full=full), Hashes(IDS, full=full, read=token_ids)
+
+
+def pair_faults(
+    pairs: Iterable[receipts.Pair], sha256: Callable[[Path], str], ids: str = ""
+) -> dict[Path, str]:
+    """Check the batches of one model.
+
+    Args:
+        pairs: the batches.
+        sha256: hashes a file; a memory of digests may stand in.
+        ids: as `token_ids` returns them; what they lack is not compared.
+
+    Returns:
+        The reason by path of the statistics file, for each invalid pair that is there at least in
+        part; a pair of which nothing is there is missing, not invalid. Where batches were made with
+        several sets of versions, dtypes or checkpoints, all but the largest set are invalid.
+    """
+    faults: dict[Path, str] = {}
+    made: dict[Path, str] = {}
+    known = dict(enumerate(ids.split()))
+    for statistics, receipt, expected in pairs:
+        if known.keys() >= set(expected.sequences):
+            expected = replace(expected, ids_sha256=[known[s] for s in expected.sequences])  # noqa: PLW2901 - the same, knowing more
+        if not statistics.exists() and not receipt.exists():
+            continue
+        if fault := receipts.fault(statistics, receipt, expected, sha256):
+            faults[statistics] = fault
+        else:
+            made[statistics] = _origin(receipts.read(receipt))
+    if len(set(made.values())) > 1:
+        usual = Counter(made.values()).most_common(1)[0][0]
+        for statistics, origin in made.items():
+            if origin != usual:
+                faults[statistics] = f"made with {origin}, the other batches with {usual}"
+    return faults
+
+
+def model_faults(
+    model: str,
+    pairs: list[receipts.Pair],
+    sha256: Callable[[Path], str],
+    ids: Callable[[Path], str],
+) -> dict[Path, str]:
+    """Check the batches of one model, with its tokens, and the verdict on them.
+
+    Args:
+        model: slug of the model.
+        pairs: its batches.
+        sha256: hashes a file; a memory of digests may stand in.
+        ids: `token_ids`, or a memory of them.
+
+    Returns:
+        The reason by path of the statistics file, as `pair_faults`, and of a verdict on batches of
+        which nothing is left.
+    """
+    tokens, verdict = Path(f"results/tokens/{model}.parquet"), Path(f"results/verify/{model}.json")
+    known = tokens.is_file() and not product_fault(tokens, sha256)
+    faults = pair_faults(pairs, sha256, ids(tokens) if known else "")
+    gone = [pair for pair in pairs if not any(path.exists() for path in pair[:2])]
+    if verdict.exists() and gone:
+        faults[verdict] = "a batch that it judges is missing"
+    return faults
+
+
+def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
+    """Say what is wrong with a product of a rule, by its recorded digest; None if nothing is."""
+    record = job.record_path(product)
+    if not record.is_file():
+        return "its digest was never recorded"
+    try:
+        entry = files.read_json(record)
+        recorded = (entry["path"], entry["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its recorded digest is unreadable: {error}"
+    if recorded[0] != str(product):
+        return f"its recorded digest is of {recorded[0]}"
+    if recorded[1] != job.digest(product, sha256):
+        return "the content differs from its recorded digest"
+    return None
+
+
+def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
+    """Make sure that products are there and are what their rules wrote.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    with chdir(directory):
+        hashes = Hashes(MEMORY)
+        for name in products:
+            if not Path(name).exists():
+                raise ValueError(f"{directory / name} is not there: run snakemake first")
+            if fault := product_fault(Path(name), hashes):
+                raise ValueError(f"{directory / name}: {fault}: run snakemake first")
+
+
+def _origin(receipt: receipts.Receipt) -> str:
+    versions = " ".join(f"{name} {version}" for name, version in sorted(receipt.versions.items()))
+    checkpoint = f", checkpoint {receipt.checkpoint[:12]}" if receipt.checkpoint else ""
+    return f"{versions}, {receipt.dtype}{checkpoint}"

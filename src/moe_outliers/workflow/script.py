@@ -1,0 +1,118 @@
+"""What every rule's script shares: its log, its error message, and the digests of what it wrote."""
+
+import errno
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from moe_outliers.failpoints import Failpoint, reach
+from moe_outliers.storage import files
+
+DIGESTS = Path("results/.digests")
+"""Where the digests of products lie: one JSON file a product, at the product's own path below."""
+
+LEFT_OUT = frozenset({".snakemake_timestamp"})
+"""Snakemake writes these into a directory after the job."""
+
+CONTROLLER = "MOE_OUTLIERS_CONTROLLER"
+"""The variable that holds the process id of the Snakemake process that starts the scripts."""
+
+ORPHANED_S = 0.2
+"""How often a script looks whether the program that started it still lives."""
+
+
+def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
+    """Run the main function of a rule's script.
+
+    Log records go to the rule's log, the traceback of a failure too; on the terminal a failure is
+    one message. After success the digest of every output is recorded, so that a later run can tell
+    a file that was damaged since. If the controller is killed, this process ends too: it must not
+    write into the files of the run that comes next.
+
+    Args:
+        main: takes the job and writes its outputs.
+        job: Snakemake's job: log, output and the rest.
+        digests: False for a rule whose outputs come with receipts of their own.
+
+    Raises:
+        SystemExit: with status 1, if main raised an exception.
+    """
+    end_with_controller()
+    handler = logging.FileHandler(job.log[0], mode="w", encoding="utf-8")
+    handler.setFormatter(_Printable("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    try:
+        main(job)
+        reach(Failpoint.BEFORE_DIGEST)
+        if digests:
+            for product in job.output:
+                record(product)
+    except Exception as error:
+        logging.exception("the job failed")
+        print(f"error: {said(error)}\n(the traceback is in {job.log[0]})", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def said(error: Exception) -> str:
+    """Say what an exception says; if a disk is full, with the fix."""
+    told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    if os.strerror(errno.ENOSPC) in told:
+        told += "\na disk is full: free some and run the same command again; nothing is lost"
+    return files.printable(told)
+
+
+class _Printable(logging.Formatter):
+    """Writes a log that is safe to show: names in it may come from anywhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return files.printable(super().format(record))
+
+
+def announce() -> None:
+    """Tell all processes that this one starts that it is their controller."""
+    os.environ[CONTROLLER] = str(os.getpid())
+
+
+def end_with_controller() -> None:
+    """Watch the process that has announced itself, and end this one when it is gone.
+
+    A parent would not do: whoever is orphaned before it looks has another one.
+    """
+    pid = int(os.environ.get(CONTROLLER, "0"))
+    if not pid:
+        return
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            controller = psutil.Process(pid)
+            while controller.is_running() and controller.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(ORPHANED_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def record(product: str | Path) -> None:
+    """Write down the digest of a product of a rule, beside the results."""
+    files.write_json(record_path(product), {"path": str(product), "sha256": digest(product)})
+
+
+def record_path(product: str | Path) -> Path:
+    """Return the path of a product's recorded digest."""
+    path = Path(product)
+    below = path.relative_to("results") if path.parts[0] == "results" else path
+    return DIGESTS / f"{below}.json"
+
+
+def digest(product: str | Path, sha256: Callable[[Path], str] = files.sha256) -> str:
+    """Hash a file, or a directory by the files in it."""
+    path = Path(product)
+    return files.tree_sha256(path, LEFT_OUT, sha256) if path.is_dir() else sha256(path)
