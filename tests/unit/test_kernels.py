@@ -11,9 +11,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
-from moe_outliers.engine import memory  # noqa: E402
-from moe_outliers.recording import choose as reducers  # noqa: E402
-from moe_outliers.recording import reduction  # noqa: E402
+from moe_outliers.recording import choose, reducer, reduction  # noqa: E402
 from moe_outliers.recording.gpu import launch as fused  # noqa: E402
 
 ALPHAS = [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0]
@@ -114,7 +112,7 @@ def test_experts_are_reduced_as_the_reference_does(dtype, weights_dtype):
     two = (torch.cat([part, part.flip(0)]) for part in (weights, picked))
     order = torch.randperm(2 * picked.numel(), generator=random).to(DEVICE)
     both = torch.cat([raw, raw.flip(0)]).view(-1, 97)[order]
-    found, other = fused.experts(reducers.Picks(both, order, *two), 9, 2)
+    found, other = fused.experts(reducer.Picks(both, order, *two), 9, 2)
     assert found["expert_max_position"][4] == -1
     for name, value in wanted.items():
         assert torch.equal(found[name].to(value.dtype), value), name
@@ -159,7 +157,7 @@ def test_a_sequence_alone_gives_the_same_bits_as_among_others():
 
 @pytest.mark.parametrize(("name", "held"), [("glm4_moe", 10**9), ("phimoe", 40_000)])
 def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(memory, "HELD_BYTES", held)
+    monkeypatch.setattr(reducer, "HELD_BYTES", held)
     folder = tiny_checkpoint(name)
     how = {"wanted": [0, 1], "kernels": True, "device": DEVICE, "dtype": "float32"}
     whole = running.hold(folder, **how)
@@ -172,7 +170,7 @@ def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint
 
 
 def test_kernels_that_are_wrong_or_do_not_compile_are_not_used(monkeypatch):
-    agree, right = reducers.agree.__wrapped__, fused.residuals
+    agree, right = choose.agree.__wrapped__, fused.residuals
     assert agree(DEVICE)
     monkeypatch.setattr(fused, "residuals", lambda hs: {n: v + 1 for n, v in right(hs).items()})
     assert not agree(DEVICE)

@@ -7,7 +7,7 @@ from running import ALPHAS, DELIMITER, IDS
 
 from moe_outliers.checkpoint import headers as checkpoints
 from moe_outliers.checkpoint.source import Folder
-from moe_outliers.engine import memory, streamed
+from moe_outliers.engine import host_memory, memory, streamed
 from moe_outliers.recording.recorder import Recorder
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ NEEDED = memory.Needs(
     [(100, None, 1), (100, 0, 0), (100, 4, 4), (50, 4, 3), (24.1, None, 1), (23.9, None, 0)],
 )
 def test_as_many_groups_are_read_ahead_as_fit(there_gb, asked, depth, monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: int(there_gb * 1e9))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: int(there_gb * 1e9))
     chosen = memory.choose(NEEDED, CPU, asked, pinned=256_000_000)
     assert chosen.depth == depth
     assert chosen.scarce == (depth != (memory.DEPTH if asked is None else asked))
@@ -32,7 +32,7 @@ def test_as_many_groups_are_read_ahead_as_fit(there_gb, asked, depth, monkeypatc
     ("there_gb", "depth", "graphs"), [(26.1, 1, True), (25.9, 1, False), (23.9, 0, False)]
 )
 def test_graphs_are_given_up_before_reading_ahead(there_gb, depth, graphs, monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: int(there_gb * 1e9))
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: int(there_gb * 1e9))
     needed = dataclasses.replace(NEEDED, graph=2_000_000_000)
     chosen = memory.choose(needed, CPU, None, pinned=0)
     assert (chosen.depth, chosen.graphs) == (depth, graphs)
@@ -40,24 +40,24 @@ def test_graphs_are_given_up_before_reading_ahead(there_gb, depth, graphs, monke
 
 
 def test_a_device_that_is_too_small_is_refused_with_figures(monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: 13_900_000_000)
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 13_900_000_000)
     with pytest.raises(ValueError, match=r"14\.0 GB .*13\.9 GB of memory are free.*at least 14 GB"):
         memory.choose(NEEDED, CPU, None, pinned=0)
 
 
 def test_a_host_that_is_too_small_is_refused_with_figures(monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: 2_200_000_000)
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: 2_200_000_000)
     with pytest.raises(ValueError, match=r"2\.3 GB of host memory are needed, 2\.2 GB are free"):
         memory.choose(NEEDED, CPU, None, pinned=256_000_000)
 
 
 def test_where_free_memory_is_unknown_nothing_is_refused(monkeypatch):
-    monkeypatch.setattr(memory, "host_bytes", lambda: None)
+    monkeypatch.setattr(host_memory, "free_bytes", lambda: None)
     assert memory.choose(NEEDED, CPU, None, pinned=0).depth == memory.DEPTH
 
 
 def test_this_machine_has_some_memory():
-    assert 100_000_000 < memory.host_bytes() < 10**14
+    assert 100_000_000 < host_memory.free_bytes() < 10**14
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_this_machine_has_some_memory():
 def test_the_limit_of_a_group_counts_and_its_cached_files_do_not(
     groups, place, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(memory, "ROOT", tmp_path)
-    assert memory.host_bytes() is None
+    monkeypatch.setattr(host_memory, "ROOT", tmp_path)
+    assert host_memory.free_bytes() is None
     old = "/memory" in place
     for path, text in {
         "proc/meminfo": "MemTotal: 99000000 kB\nMemAvailable:   64000000 kB\n",
@@ -86,7 +86,7 @@ def test_the_limit_of_a_group_counts_and_its_cached_files_do_not(
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    assert memory.host_bytes() == 30_100_007_000
+    assert host_memory.free_bytes() == 30_100_007_000
 
 
 def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint):
@@ -113,7 +113,7 @@ def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(tiny_checkpoint, monk
         tight = memory.needs(
             engine.model, engine.layouts, sequences=5, tokens=64, micro_batch=1, alphas=5
         ).device(0)
-        monkeypatch.setattr(memory, "host_bytes", lambda: max(tight, 0) + 10_000)
+        monkeypatch.setattr(host_memory, "free_bytes", lambda: max(tight, 0) + 10_000)
         monkeypatch.setattr(memory, "HOST_BYTES", 0)
         options = dataclasses.replace(engine.options, readers=1, chunk_bytes=1 << 10)
         engine.options = options

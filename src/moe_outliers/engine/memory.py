@@ -5,14 +5,14 @@ fewer layers are read ahead, and where one layer does not fit, the sweep is refu
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from moe_outliers.engine import host_memory
 from moe_outliers.engine.slot_layout import Layout
+from moe_outliers.recording.reducer import HELD_BYTES
 
 GB = 1e9
 DEPTH = 1
@@ -24,23 +24,8 @@ RESERVE_BYTES = 500_000_000
 HOST_BYTES = 2_000_000_000
 """What Python and the libraries take of the host's memory beside what is computed here."""
 
-HELD_BYTES = 1_000_000_000
-"""What a GPU holds at most of activations that are to be reduced together."""
-
 REDUCTION_BYTES = 80
 """Temporaries of the reduction, in bytes for each value of one sequence's norm output."""
-
-ROOT = Path("/")
-"""Where the files of the kernel begin."""
-
-GROUP_FILES = (
-    ("memory.max", "memory.current", ""),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-)
-"""Limit and use of a control group, and how its counts of cached files begin: version 2, and 1.
-
-Files that are cached count as used, but make room for whoever needs it.
-"""
 
 STORED_BYTES = 28
 """Statistics kept of a site for each sequence and feature, beside four bytes for each threshold."""
@@ -146,7 +131,7 @@ def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) 
     Raises:
         ValueError: if the sweep does not fit; the message has the figures.
     """
-    host = host_bytes()
+    host = host_memory.free_bytes()
     if host is not None and pinned + HOST_BYTES > host:
         raise ValueError(
             f"{(pinned + HOST_BYTES) / GB:.1f} GB of host memory are needed, {host / GB:.1f} GB "
@@ -165,36 +150,6 @@ def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) 
             f"with at least {needed.device(0) / GB:.0f} GB, or fewer sequences"
         )
     return Choice(*chosen, line, scarce=chosen != ways[0])
-
-
-def host_bytes() -> int | None:
-    """Return the host memory that is free, within the limits of its groups; None if unknown."""
-    found = []
-    with suppress(OSError, KeyError):
-        fields = dict(line.split(":") for line in (ROOT / "proc/meminfo").read_text().splitlines())
-        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for folder in _groups():
-        for limit, used, begin in GROUP_FILES:
-            with suppress(OSError, KeyError, ValueError):  # it is not there, or says "max"
-                most = int((folder / limit).read_text())
-                lines = (folder / "memory.stat").read_text().splitlines()
-                stat = dict(line.split() for line in lines)
-                cached = int(stat[f"{begin}inactive_file"]) + int(stat[f"{begin}active_file"])
-                found.append(most - int((folder / used).read_text()) + cached)
-    return min(found, default=None)
-
-
-def _groups() -> set[Path]:
-    """Name the folders of the control groups that this process is in, as far as they show."""
-    root = ROOT / "sys/fs/cgroup"
-    found = {root, root / "memory"}  # in a container they are its own
-    with suppress(OSError):
-        for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
-            _, kinds, path = line.split(":", 2)
-            if "memory" in kinds.split(",") or not kinds:
-                place = root / ("memory" if kinds else "") / path.strip("/")
-                found |= {place, *place.parents}
-    return found
 
 
 def _free(device: torch.device) -> int:

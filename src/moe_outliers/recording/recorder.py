@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from moe_outliers.recording import reduction
 from moe_outliers.recording.accumulator import Array, Kept
-from moe_outliers.recording.choose import Immediate, Picks, Reducer, reducer
+from moe_outliers.recording.choose import reducer
 from moe_outliers.recording.experts import Replaced, Tap
+from moe_outliers.recording.plain import Immediate
+from moe_outliers.recording.reducer import Picks, Reducer
 from moe_outliers.recording.sites import Site, family_of, sites_of
 
 

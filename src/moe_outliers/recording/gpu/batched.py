@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_outliers.engine import memory
-from moe_outliers.recording.choose import Keep, Picks, Routing, epsilon, total_of
+from moe_outliers.recording import reducer, reduction
 from moe_outliers.recording.gpu import launch as fused
+from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_of
 from moe_outliers.recording.sites import Family
 
 
@@ -127,7 +127,7 @@ class Batched:
         held[key].rows.append((sequence, tensors))
         if self._aside is None:
             self._bytes += sum(tensor.nbytes for tensor in tensors)
-            if self._bytes >= memory.HELD_BYTES:
+            if self._bytes >= reducer.HELD_BYTES:
                 self.flush()
 
     def _reduce(
@@ -153,3 +153,24 @@ class Batched:
             eps=eps,
             layer_norm=self._family.layer_norm,
         )
+
+
+def compare_with_plain(device: str) -> None:
+    """Reduce small random activations on a device by kernels and in plain torch, and compare.
+
+    Raises:
+        Exception: whatever a compiler or a driver raises; AssertionError where numbers differ.
+    """
+    random = torch.Generator().manual_seed(0)
+    h = (torch.randn((80, 2048), generator=random) * 4).bfloat16().to(device)
+    delimiter = torch.zeros((1, len(h)), dtype=torch.bool, device=device)
+    delimiter[0, 4::7] = True
+    z = reduction.normalised(h, eps=1e-6, layer_norm=False)
+    alphas = [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0]
+    wanted = reduction.site(h, z, delimiter[0], alphas) | reduction.residual(h)
+    hits, limits = [torch.zeros_like(h, dtype=torch.bool)], torch.tensor(alphas, device=device)
+    how: Any = {"alphas": limits, "eps": 1e-6, "layer_norm": False}
+    fused.compile_all(h, delimiter, limits, layer_norm=False)
+    found = fused.sites([h], [h], fused.kinds(delimiter), hits, **how) | fused.residuals([h])
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)

@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moe_outliers.recording import choose as reducers
-from moe_outliers.recording import reduction
+from moe_outliers.recording import reducer, reduction
 from moe_outliers.recording.gpu import block_kernels, site_kernels
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -159,7 +158,7 @@ def compile_all(h: Tensor, delimiter: Tensor, alphas: Tensor, *, layer_norm: boo
         x_table=table, h_table=table, shape=(1, *h.shape), device=h.device, x=kind, h=kind
     )
     picked = torch.zeros((len(h), 1), dtype=torch.int64, device=h.device)
-    picks = reducers.Picks(h, picked.flatten(), picked.to(h.dtype), picked)
+    picks = reducer.Picks(h, picked.flatten(), picked.to(h.dtype), picked)
     works: list[Callable[[], Any]] = [
         lambda: batch.reduce_rows(1e-6, layer_norm),
         lambda: batch.reduce_columns(kinds(delimiter), hits, alphas),
@@ -208,7 +207,7 @@ def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
     """Find what each expert writes at most in each sequence: as `Reducer.experts`.
 
     Args:
-        picks: the `reducers.Picks` of all sequences.
+        picks: the `reducer.Picks` of all sequences.
         count: number of experts.
         sequences: how many.
     """

@@ -1,0 +1,57 @@
+"""Reduces each activation as it comes, in plain torch: the reference, and the way of the CPU."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_outliers.recording import reduction
+from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_of
+from moe_outliers.recording.sites import Family
+
+
+class Immediate:
+    """Reduces each activation when it comes, in plain torch: the reference."""
+
+    def __init__(
+        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
+    ) -> None:
+        self._keep, self._delimiter, self._alphas, self._family = keep, delimiter, alphas, family
+
+    def site(
+        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+    ) -> None:
+        """Take the output of a norm."""
+        z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
+        found = reduction.site(x, z, self._delimiter[sequence], self._alphas)
+        self._kept("site", number, sequence, found)
+        hits[sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
+
+    def block(self, number: int, sequence: int, h: Tensor) -> None:
+        """Take the output of a block."""
+        self._kept("block", number, sequence, reduction.residual(h))
+
+    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+        """Take what a router returned."""
+        found = reduction.router(*routing, bias, self._family.scores)
+        self._kept("moe", number, sequence, found)
+
+    def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
+        """Reduce the experts."""
+        raw = torch.empty_like(picks.raw).index_copy_(0, picks.order, picks.raw)
+        raw = raw.view(*picks.picked.shape, -1)
+        parts = (part.chunk(sequences) for part in (raw, picks.weights, picks.picked))
+        return [
+            reduction.experts(r, r * w[..., None], p, count) for r, w, p in zip(*parts, strict=True)
+        ]
+
+    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+        """Take what the experts wrote at most."""
+        self._kept("moe", number, sequence, found | total_of(found, total))
+
+    def flush(self) -> None:
+        """Nothing is held."""
+
+    def _kept(self, scope: str, number: int, sequence: int, values: dict[str, Tensor]) -> None:
+        self._keep(scope, number, [sequence], {n: value[None] for n, value in values.items()})
