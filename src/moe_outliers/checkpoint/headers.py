@@ -1,4 +1,4 @@
-"""A checkpoint in the hub's layout: config.json and safetensors shards, checked before use."""
+"""The shards of a checkpoint in the hub's layout: their names and headers, checked before use."""
 
 import json
 import math
@@ -10,10 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from moe_outliers.checkpoint.source import Folder, Source
-from moe_outliers.recording.sites import family_of
 from moe_outliers.storage import files
 
 INDEX = "model.safetensors.index.json"
@@ -30,28 +28,6 @@ MAX_AXES = 16
 
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 """The name of a shard: no path, nothing that a terminal would obey."""
-
-QUANTISED = ("mxfp4", "fp8")
-"""Ways to store weights that are dequantised on reading: quant_method in config.json."""
-
-LIMITS = {
-    "num_hidden_layers": 1000,
-    "hidden_size": 65536,  # feature numbers are stored in 16 bits
-    "vocab_size": 10_000_000,
-    "num_attention_heads": 4096,
-    "num_key_value_heads": 4096,
-    "head_dim": 65536,
-    "intermediate_size": 1_000_000,
-    "moe_intermediate_size": 1_000_000,
-    "num_experts": 65535,
-    "num_local_experts": 65535,
-    "n_routed_experts": 65535,
-    "num_experts_per_tok": 4096,
-}
-"""Largest sensible sizes in config.json: one that is beyond would only exhaust memory."""
-
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Keys of config.json that say how many experts a router picks from, one for each family."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16,
@@ -74,55 +50,6 @@ class Tensor:
     stop: int
     dtype: str
     shape: tuple[int, ...]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read config.json and check that this program can measure such a model.
-
-    Raises:
-        ValueError: if it is no JSON object, names an unknown family, or a size is not sensible.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: no checkpoint in the hub's layout")
-    config = files.read_json(path)
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ValueError(f"{path}: not the config.json of a model: no model_type")
-    try:
-        family_of(config["model_type"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    for key, limit in LIMITS.items():
-        value = config.get(key)
-        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
-            raise ValueError(
-                f"{path}: {key} is {value!r}, must be a whole number from 1 to {limit}"
-            )
-    for key in ("num_hidden_layers", "hidden_size"):
-        if config.get(key) is None:
-            raise ValueError(f"{path}: {key} is missing")
-    picked = config.get("num_experts_per_tok") or 0
-    experts = max(config.get(key) or 0 for key in EXPERTS)
-    if 0 < experts < picked:
-        raise ValueError(f"{path}: num_experts_per_tok is {picked}, of {experts} experts")
-    return config
-
-
-def quantisation(config: dict[str, Any], folder: Path) -> str | None:
-    """Name how the weights of a checkpoint are quantised, or None if they are not.
-
-    Raises:
-        ValueError: if they are in a way that cannot be dequantised here.
-    """
-    found = config.get("quantization_config")
-    if found is None:
-        return None
-    method = found.get("quant_method") if isinstance(found, dict) else found
-    if method not in QUANTISED:
-        raise ValueError(
-            f"{folder}: weights quantised by {method!r}; {' and '.join(QUANTISED)} can be read: "
-            "take the repository with the original weights"
-        )
-    return str(method)
 
 
 def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which way a model is run, and where its checkpoint comes from."""
+"""The two ways to run a model, and the one that is asked for, opened."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -6,13 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from huggingface_hub import constants, get_token, try_to_load_from_cache
+from huggingface_hub import constants
 
-from moe_outliers.checkpoint import headers as checkpoint
-from moe_outliers.checkpoint import hub
-from moe_outliers.checkpoint.download import Shards
-from moe_outliers.checkpoint.http_ranges import Ranges
-from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint import headers, hub
+from moe_outliers.checkpoint.hub_source import from_hub
 from moe_outliers.checkpoint.source import Folder, Source
 from moe_outliers.engine import resident, streamed
 from moe_outliers.progress import Progress
@@ -80,46 +77,9 @@ def opened(
         return
     if revision == "local" or constants.HF_HUB_OFFLINE:
         folder = Path(repo) if revision == "local" else hub.snapshot(repo, revision)
-        source: Source = Folder(folder, checkpoint.shards(folder))
+        source: Source = Folder(folder, headers.shards(folder))
     else:
         source = from_hub(repo, revision, disk_bytes=disk_bytes, progress=progress)
     with closing(source):
         yield streamed.Streamed(source, device=device, dtype=dtype)
         source.finished()
-
-
-def from_hub(repo: str, revision: str, *, disk_bytes: int, progress: Progress) -> Shards:
-    """Open a repository of the hub as a source; nothing but its JSON files is fetched yet.
-
-    A copy of a shard in the cache of huggingface_hub is used where it is, if its digest is right.
-
-    Args:
-        repo: its name.
-        revision: a commit.
-        disk_bytes: disk that may be filled with shards.
-        progress: takes a line from time to time.
-
-    Raises:
-        ValueError: if the hub refuses, or has no safetensors files there.
-    """
-    files = hub.listing(repo, revision)
-    if "config.json" not in files:
-        raise ValueError(f"{repo} at {revision} has no config.json: it is no model of transformers")
-    for name in ("config.json", checkpoint.INDEX):
-        if name in files:
-            folder = hub.fetch_intact(repo, revision, name, files[name]).parent
-    names = checkpoint.shards(folder, files)
-    ranges = Ranges(constants.ENDPOINT, repo, revision, files, token=get_token() or None)
-
-    def cached(name: str) -> Path | None:
-        path = try_to_load_from_cache(repo, name, revision=revision)
-        return Path(path) if isinstance(path, str) else None
-
-    store = Store(
-        Path(constants.HF_HOME, "moe-outliers", repo.replace("/", "--"), revision),
-        {name: files[name] for name in names},
-        budget=disk_bytes,
-        progress=progress,
-        elsewhere=cached,
-    )
-    return Shards(ranges, folder, names, store, progress=progress)

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.checkpoint import headers
 from moe_outliers.engine import attention
 from moe_outliers.engine.weight_map import DTYPES
 
@@ -59,7 +59,7 @@ def _empty(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def dtype_of(
-    asked: str, config: Mapping[str, Any], index: Mapping[str, checkpoint.Tensor]
+    asked: str, config: Mapping[str, Any], index: Mapping[str, headers.Tensor]
 ) -> torch.dtype:
     """Return the data type to compute with, as `from_pretrained` finds it.
 

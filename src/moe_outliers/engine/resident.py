@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import transformers
 
-from moe_outliers.checkpoint.headers import quantisation, read_config, read_index
+from moe_outliers.checkpoint.config import quantisation, read_config
+from moe_outliers.checkpoint.headers import read_index
 from moe_outliers.engine import attention
 from moe_outliers.recording.recorder import Recorder
 

@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.checkpoint import headers
 from moe_outliers.engine import dequantise
 from moe_outliers.engine.weight_map import DTYPES, Group, Parameter, Piece
 
@@ -51,8 +51,8 @@ class Layout:
         self.group = group
         self.slot_bytes = self.work_bytes = 0
         self._places: dict[str, int] = {}
-        self._raw: dict[checkpoint.Tensor, int] = {}
-        self._targets: list[tuple[checkpoint.Tensor, int]] = []
+        self._raw: dict[headers.Tensor, int] = {}
+        self._targets: list[tuple[headers.Tensor, int]] = []
         for parameter in group.parameters:
             if parameter.moved:
                 self._move(parameter)
@@ -119,7 +119,7 @@ class Layout:
             else:
                 dequantise.fp8(values, self._stored(piece.scales, slot), out)
 
-    def _stored(self, tensor: checkpoint.Tensor, slot: Tensor) -> Tensor:
+    def _stored(self, tensor: headers.Tensor, slot: Tensor) -> Tensor:
         place = self._raw[tensor]
         raw = slot[place : place + tensor.stop - tensor.start]
         return raw.view(DTYPES[tensor.dtype]).view(tensor.shape)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers import progress
-from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.checkpoint import headers
+from moe_outliers.checkpoint.config import quantisation, read_config
 from moe_outliers.checkpoint.source import Source
 from moe_outliers.engine import memory
 from moe_outliers.engine import weight_map as placement
@@ -75,9 +76,9 @@ class Streamed:
         self.plan: list[str] = []
         self.waited_s = 0.0
         self._source = source
-        config = checkpoint.read_config(source.folder / "config.json")
-        quantised = checkpoint.quantisation(config, source.folder)
-        index = checkpoint.index_of(source)
+        config = read_config(source.folder / "config.json")
+        quantised = quantisation(config, source.folder)
+        index = headers.index_of(source)
         self.model = skeleton(source.folder, dtype_of(dtype, config, index), self.device)
         try:
             groups = placement.groups(self.model, index, quantised)

@@ -114,7 +114,7 @@ def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> li
     Args:
         model: a causal language model of transformers, its parameters on the meta device.
         index: every tensor of the checkpoint by name.
-        quantised: how the weights are stored, as `checkpoint.quantisation` returns it.
+        quantised: how the weights are stored, as `config.quantisation` returns it.
 
     Returns:
         The embeddings, each block and the head, in the order of the forward pass.
