@@ -43,4 +43,4 @@ def progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, snakemake, digests=False)
+    run(main, snakemake, record_digests=False)

@@ -8,7 +8,7 @@ import pytest
 
 from moe_outliers import texts
 from moe_outliers import tokens as tokenize
-from moe_outliers.storage import files, parquet, receipts
+from moe_outliers.storage import digests, files, parquet, receipts
 from moe_outliers.storage import statistics_file as statistics
 from moe_outliers.storage.receipts import Expected, Pair
 from moe_outliers.workflow import damage as checks
@@ -192,5 +192,5 @@ def test_a_recorded_digest_that_is_mutated_never_vouches_for_another_file(origin
     for _ in range(500):
         record.write_bytes(_mutate(original, draw, text=True))
         assert checks.product_fault(product, files.sha256) is not None
-    record.write_text(json.dumps({"path": "other", "sha256": job.digest(product)}))
+    record.write_text(json.dumps({"path": "other", "sha256": digests.digest(product)}))
     assert "is of other" in checks.product_fault(product, files.sha256)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moe_outliers.checkpoint.hub import File
+from moe_outliers.storage.digests import DigestCache
 from moe_outliers.storage.files import PART
-from moe_outliers.workflow.damage import Hashes
 
 Progress = Callable[[str], None]
 
@@ -48,7 +48,7 @@ class Store:
         self.folder, self._files, self._elsewhere = folder, files, elsewhere
         self._progress = progress
         self._lock = _claim(folder, progress)
-        self._hashes = Hashes(folder / f"hashes-{_boot()}.json")
+        self._hashes = DigestCache(folder / f"hashes-{_boot()}.json")
         free = shutil.disk_usage(folder).free - RESERVE_BYTES
         self.budget = min(budget, max(free, 0) + self.used())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_outliers.storage import files, receipts
+from moe_outliers.storage.digests import DigestCache
 from moe_outliers.workflow import damage as checks
 from moe_outliers.workflow.sweep import Sweep
 
@@ -48,7 +49,7 @@ def status(sweep: Sweep) -> dict[str, Any]:
         ever rented here, and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
-        hashes = checks.Hashes(checks.MEMORY)
+        hashes = DigestCache(checks.MEMORY)
         models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
         shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
         pods = _pods()
@@ -59,7 +60,7 @@ def status(sweep: Sweep) -> dict[str, Any]:
     return {"models": models, "sweep": shared, "pods": pods}
 
 
-def _model(pairs: list[receipts.Pair], model: str, hashes: checks.Hashes) -> dict[str, Any]:
+def _model(pairs: list[receipts.Pair], model: str, hashes: DigestCache) -> dict[str, Any]:
     faults = checks.model_faults(model, pairs, hashes, checks.token_ids)
     invalid = sum(pair.statistics in faults for pair in pairs)
     there = [pair for pair in pairs if pair.statistics.exists() or pair.receipt.exists()]

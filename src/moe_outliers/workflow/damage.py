@@ -6,7 +6,8 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
-from moe_outliers.storage import files, receipts
+from moe_outliers.storage import digests, files, receipts
+from moe_outliers.storage.digests import DigestCache
 from moe_outliers.workflow import script as job
 
 MEMORY = Path(".snakemake/moe-outliers/hashes.json")
@@ -14,50 +15,6 @@ MEMORY = Path(".snakemake/moe-outliers/hashes.json")
 
 IDS = Path(".snakemake/moe-outliers/ids.json")
 """Where the digests of the token ids are remembered that a folder's tokens files hold."""
-
-
-class Hashes:
-    """Digests of files, remembered for as long as a file's size and time of change stay."""
-
-    def __init__(
-        self, memory: Path, *, full: bool = False, read: Callable[[Path], str] = files.sha256
-    ) -> None:
-        """Read the memory.
-
-        Args:
-            memory: JSON file; a missing or damaged one is forgotten.
-            full: hash every file again.
-            read: what is remembered of a file.
-        """
-        self.memory, self._read = memory, read
-        try:
-            known = files.read_json(memory) if memory.is_file() and not full else {}
-        except ValueError:
-            known = {}
-        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
-        self._seen: dict[str, list[object]] = {}
-
-    def __call__(self, path: Path) -> str:
-        """Return the sha256 of a file, or what else is remembered."""
-        stat = path.stat()
-        key = [stat.st_size, stat.st_mtime_ns]
-        known = self._seen.get(str(path)) or self._known.get(str(path))
-        if isinstance(known, list) and known[:2] == key and len(known) == 3:
-            digest = str(known[2])
-        else:
-            digest = self._read(path)
-        self._seen[str(path)] = [*key, digest]
-        return digest
-
-    def learn(self, path: Path, digest: str) -> None:
-        """Take over the digest of a file that was hashed while it was written."""
-        stat = path.stat()
-        self._seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
-
-    def save(self) -> None:
-        """Remember what was asked for since."""
-        if self._seen != self._known:
-            files.write_json(self.memory, self._seen)
 
 
 def token_ids(tokens: Path) -> str:
@@ -71,9 +28,9 @@ def token_ids(tokens: Path) -> str:
         return ""
 
 
-def memories(*, full: bool) -> tuple[Hashes, Hashes]:
+def memories(*, full: bool) -> tuple[DigestCache, DigestCache]:
     """Return a folder's memory of digests, and that of token ids; full: forget both first."""
-    return Hashes(MEMORY, full=full), Hashes(IDS, full=full, read=token_ids)
+    return DigestCache(MEMORY, full=full), DigestCache(IDS, full=full, read=token_ids)
 
 
 def pair_faults(
@@ -150,7 +107,7 @@ def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
         return f"its recorded digest is unreadable: {error}"
     if recorded[0] != str(product):
         return f"its recorded digest is of {recorded[0]}"
-    if recorded[1] != job.digest(product, sha256):
+    if recorded[1] != digests.digest(product, sha256):
         return "the content differs from its recorded digest"
     return None
 
@@ -162,7 +119,7 @@ def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
         ValueError: naming the first that is not.
     """
     with chdir(directory):
-        hashes = Hashes(MEMORY)
+        hashes = DigestCache(MEMORY)
         for name in products:
             if not Path(name).exists():
                 raise ValueError(f"{directory / name} is not there: run snakemake first")

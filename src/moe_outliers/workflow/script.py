@@ -14,13 +14,10 @@ from typing import Any
 import psutil
 
 from moe_outliers.failpoints import Failpoint, reach
-from moe_outliers.storage import files
+from moe_outliers.storage import digests, files
 
 DIGESTS = Path("results/.digests")
 """Where the digests of products lie: one JSON file a product, at the product's own path below."""
-
-LEFT_OUT = frozenset({".snakemake_timestamp"})
-"""Snakemake writes these into a directory after the job."""
 
 CONTROLLER = "MOE_OUTLIERS_CONTROLLER"
 """The variable that holds the process id of the Snakemake process that starts the scripts."""
@@ -29,7 +26,7 @@ ORPHANED_S = 0.2
 """How often a script looks whether the program that started it still lives."""
 
 
-def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
+def run(main: Callable[[Any], None], job: Any, *, record_digests: bool = True) -> None:
     """Run the main function of a rule's script.
 
     Log records go to the rule's log, the traceback of a failure too; on the terminal a failure is
@@ -40,7 +37,7 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
     Args:
         main: takes the job and writes its outputs.
         job: Snakemake's job: log, output and the rest.
-        digests: False for a rule whose outputs come with receipts of their own.
+        record_digests: False for a rule whose outputs come with receipts of their own.
 
     Raises:
         SystemExit: with status 1, if main raised an exception.
@@ -52,7 +49,7 @@ def run(main: Callable[[Any], None], job: Any, *, digests: bool = True) -> None:
     try:
         main(job)
         reach(Failpoint.BEFORE_DIGEST)
-        if digests:
+        if record_digests:
             for product in job.output:
                 record(product)
     except Exception as error:
@@ -102,7 +99,9 @@ def end_with_controller() -> None:
 
 def record(product: str | Path) -> None:
     """Write down the digest of a product of a rule, beside the results."""
-    files.write_json(record_path(product), {"path": str(product), "sha256": digest(product)})
+    files.write_json(
+        record_path(product), {"path": str(product), "sha256": digests.digest(product)}
+    )
 
 
 def record_path(product: str | Path) -> Path:
@@ -110,9 +109,3 @@ def record_path(product: str | Path) -> Path:
     path = Path(product)
     below = path.relative_to("results") if path.parts[0] == "results" else path
     return DIGESTS / f"{below}.json"
-
-
-def digest(product: str | Path, sha256: Callable[[Path], str] = files.sha256) -> str:
-    """Hash a file, or a directory by the files in it."""
-    path = Path(product)
-    return files.tree_sha256(path, LEFT_OUT, sha256) if path.is_dir() else sha256(path)

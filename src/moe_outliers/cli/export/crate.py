@@ -17,6 +17,7 @@ from rocrate.rocrate import ROCrate
 from moe_outliers import __version__
 from moe_outliers.cli.status import STEPS, WHOLE
 from moe_outliers.storage import files, receipts
+from moe_outliers.storage.digests import DigestCache
 from moe_outliers.workflow import damage as checks
 from moe_outliers.workflow import script as job
 from moe_outliers.workflow.sweep import Sweep
@@ -87,7 +88,7 @@ def _refuse_unfinished(sweep: Sweep) -> None:
     with chdir(sweep.directory):
         for model in sweep.models:
             pairs = sweep.pairs(model)
-            faults = checks.pair_faults(pairs, checks.Hashes(checks.MEMORY))
+            faults = checks.pair_faults(pairs, DigestCache(checks.MEMORY))
             for path in (pair.statistics for pair in pairs):
                 fault = faults.get(path) or (None if path.exists() else "is not there")
                 if fault:
