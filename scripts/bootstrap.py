@@ -3,8 +3,9 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics
 from moe_outliers.inference.bootstrap import bootstrap
+from moe_outliers.metrics import model_statistics, values
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.storage import parquet
 from moe_outliers.workflow.script import run
 
@@ -16,9 +17,9 @@ def main(job: Any) -> None:
     """Read the values by sequence, write the intervals."""
     params = job.params
     intervals = bootstrap(
-        parquet.read(job.input.values, metrics.VALUES),
-        parquet.read(job.input.sequences, metrics.SEQUENCES),
-        metrics.Criteria(**params.criteria),
+        parquet.read(job.input.values, values.SCHEMA),
+        parquet.read(job.input.sequences, model_statistics.SEQUENCES),
+        Criteria(**params.criteria),
         resamples=params.resamples,
         confidence=params.confidence,
         seed=params.seed,

@@ -3,8 +3,9 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics
 from moe_outliers.inference.comparison import Measured, compare
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.measure import TABLES
 from moe_outliers.storage import parquet
 from moe_outliers.workflow.script import run
 
@@ -18,14 +19,14 @@ def main(job: Any) -> None:
     paths = zip(*(job.input[name] for name in names), strict=True)
     models = {
         row["model"]: Measured(
-            *(parquet.read(path, metrics.TABLES[n]) for n, path in zip(names, three, strict=True)),
+            *(parquet.read(path, TABLES[n]) for n, path in zip(names, three, strict=True)),
             row=row,
         )
         for row, three in zip(params.rows, paths, strict=True)
     }
     tables = compare(
         models,
-        metrics.Criteria(**params.criteria),
+        Criteria(**params.criteria),
         resamples=params.resamples,
         confidence=params.confidence,
         seed=params.seed,

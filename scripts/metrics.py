@@ -3,8 +3,10 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics, verify
 from moe_outliers import tokens as tokenize
+from moe_outliers import verify
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.measure import VARIABLES, measure
 from moe_outliers.stats import draws
 from moe_outliers.storage import files, parquet
 from moe_outliers.storage import statistics_file as statistics
@@ -21,9 +23,9 @@ def main(job: Any) -> None:
     tokens = parquet.read(job.input.tokens, tokenize.SCHEMA)
     tokens = tokens.take(draws.order(tokens["ids_sha256"].to_pylist()))
     order = tokens["sequence"].to_pylist()
-    data = statistics.read_all(job.input.statistics, metrics.VARIABLES, order)
-    criteria = metrics.Criteria(**params.criteria)
-    tables = metrics.measure(model, data, tokens, criteria, params.seed)
+    data = statistics.read_all(job.input.statistics, VARIABLES, order)
+    criteria = Criteria(**params.criteria)
+    tables = measure(model, data, tokens, criteria, params.seed)
     for name, table in tables.items():
         parquet.write(table, job.output[name])
     logging.info("%s: %d sequences, %d values", model, len(order), tables["values"].num_rows)

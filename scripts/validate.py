@@ -3,9 +3,9 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import metrics
 from moe_outliers.inference import simulate_classes as validate_classes
 from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.storage import parquet
 from moe_outliers.workflow.script import run
 
@@ -17,7 +17,7 @@ def main(job: Any) -> None:
     """Simulate, write what was measured."""
     params = job.params
     sizes, level = list(params.sizes), {"confidence": params.confidence, "seed": params.seed}
-    criteria = metrics.Criteria(**params.criteria)
+    criteria = Criteria(**params.criteria)
     models = max(2, params.sets // 12)
     tables = {
         "coverage": validate.coverage(sizes, sets=params.sets, **level),

@@ -11,7 +11,7 @@ from moe_outliers.metrics import classes
 from moe_outliers.metrics.classes import classify, model_class
 from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import site_extent
-from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.criteria import Criteria
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 

@@ -6,9 +6,9 @@ import pytest
 import synthetic
 from synthetic import Plant, Shape
 
-from moe_outliers import metrics
 from moe_outliers.inference import bootstrap
-from moe_outliers.metrics import Criteria
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.measure import TABLES, VARIABLES, measure
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED
 from moe_outliers.storage import statistics_file as statistics
 
@@ -24,7 +24,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tables(model):
-    return metrics.measure("m", *model, CRITERIA, 0)
+    return measure("m", *model, CRITERIA, 0)
 
 
 def _intervals(tables):
@@ -47,10 +47,10 @@ def _same(one, other, ignore=()):
 
 
 def test_every_table_has_its_columns_and_says_what_they_mean(tables):
-    assert set(tables) == set(metrics.TABLES)
+    assert set(tables) == set(TABLES)
     for name, table in tables.items():
-        assert table.schema.equals(metrics.TABLES[name]), name
-        assert all((field.metadata or {})[b"meaning"] for field in metrics.TABLES[name]), name
+        assert table.schema.equals(TABLES[name]), name
+        assert all((field.metadata or {})[b"meaning"] for field in TABLES[name]), name
         assert table.num_rows, name
 
 
@@ -72,8 +72,8 @@ def test_how_sequences_are_grouped_into_files_changes_no_number(model, tables, s
     for start in range(0, 16, size):
         paths.append(tmp_path / f"{start:02d}.nc")
         statistics.write(data.isel(sequence=slice(start, start + size)), paths[-1])
-    read = statistics.read_all(paths[::-1], metrics.VARIABLES)
-    again = metrics.measure("m", read, tokens, CRITERIA, 0)
+    read = statistics.read_all(paths[::-1], VARIABLES)
+    again = measure("m", read, tokens, CRITERIA, 0)
     for name in tables:
         assert again[name].equals(tables[name]), name
 
@@ -84,7 +84,7 @@ def test_the_order_of_the_sequences_changes_no_number(model, tables):
     # the same sequences under other indices
     moved = data.isel(sequence=order).assign_coords(sequence=np.arange(16, dtype="int32"))
     renumbered = tokens.take(order).set_column(0, "sequence", pa.array(range(16), pa.int32()))
-    again = metrics.measure("m", moved, renumbered, CRITERIA, 0)
+    again = measure("m", moved, renumbered, CRITERIA, 0)
     names = ("sequence", "largest_sequence")
     for name in tables:
         mine, theirs = (t[name].drop_columns([c for c in names if c in t[name].column_names])
@@ -98,7 +98,7 @@ def test_the_order_of_the_sequences_changes_no_number(model, tables):
 def test_permuting_features_permutes_the_features_and_changes_no_number(model, tables):
     data, tokens = model
     order = np.random.default_rng(2).permutation(SHAPE.width)
-    again = metrics.measure("m", data.isel(feature=order), tokens, CRITERIA, 0)
+    again = measure("m", data.isel(feature=order), tokens, CRITERIA, 0)
     place = np.argsort(order)
     mine, theirs = (t["features"].to_pandas() for t in (tables, again))
     theirs = theirs.iloc[place].reset_index(drop=True)
@@ -132,7 +132,7 @@ def test_statistics_that_are_in_order_are_not_copied(model):
 
 def test_no_outliers_at_all(tmp_path):
     data, tokens = synthetic.planted([], Shape(sequences=8, blocks=2, width=64, positions=64))
-    tables = metrics.measure("m", data, tokens, CRITERIA, 0)
+    tables = measure("m", data, tokens, CRITERIA, 0)
     cells = tables["sensitivity"].to_pandas().query("headline")
     assert set(cells["model_class"]) == {"no_outliers"}
     found = _intervals(tables).to_pandas().query("headline").set_index(["metric", "basis"])
@@ -147,7 +147,7 @@ def test_no_outliers_at_all(tmp_path):
 def test_few_sequences_and_blocks_give_every_table(sequences, blocks):
     shape = Shape(sequences=sequences, blocks=blocks, width=64, positions=64, experts=2, picks=1)
     data, tokens = synthetic.planted([Plant(1, size=6.5)], shape)
-    tables = metrics.measure("m", data, tokens, CRITERIA, 0)
+    tables = measure("m", data, tokens, CRITERIA, 0)
     assert (sequences < 8) == ("unclassified" in tables["sensitivity"]["model_class"].to_pylist())
     assert _intervals(tables).num_rows
 
@@ -155,7 +155,7 @@ def test_few_sequences_and_blocks_give_every_table(sequences, blocks):
 def test_what_a_file_lacks_is_called_not_recorded(model):
     data, tokens = model
     lean = data.drop_vars(["route", "int8_error", "token_nll"])
-    tables = metrics.measure("m", lean, tokens, CRITERIA, 0)
+    tables = measure("m", lean, tokens, CRITERIA, 0)
     assert tables["experts"].num_rows == 0
     found = _intervals(tables).to_pandas()
     missing = found[found["degenerate"] == NOT_RECORDED]
@@ -169,14 +169,14 @@ def test_what_a_file_lacks_is_called_not_recorded(model):
 def test_a_model_without_experts_is_measured():
     shape = Shape(sequences=8, blocks=2, width=64, positions=64, dense=2)
     data, tokens = synthetic.planted([Plant(1, size=6.5)], shape)
-    tables = metrics.measure("m", data, tokens, CRITERIA, 0)
+    tables = measure("m", data, tokens, CRITERIA, 0)
     assert tables["experts"].num_rows == 0
     assert set(tables["blocks"]["channel_mixer"].to_pylist()) == {"mlp"}
 
 
 def test_extents_of_linear_and_full_attention_are_told_apart():
     shape = Shape(sequences=8, blocks=8, width=64, positions=64, linear=True)
-    tables = metrics.measure("m", *synthetic.planted([Plant(1, size=6.5)], shape), CRITERIA, 0)
+    tables = measure("m", *synthetic.planted([Plant(1, size=6.5)], shape), CRITERIA, 0)
     mixers = tables["values"].to_pandas()["mixer"].dropna().unique()
     assert {"linear_attention", "attention"} <= set(mixers)
 
@@ -210,7 +210,7 @@ def test_intervals_hold_their_estimates_and_shares_stay_shares(tables):
 def test_sequences_of_the_statistics_must_be_in_the_tokens_file(model):
     data, tokens = model
     with pytest.raises(ValueError, match=r"sequences \[15\] are not in the tokens file"):
-        metrics.measure("m", data, tokens.slice(0, 15), CRITERIA, 0)
+        measure("m", data, tokens.slice(0, 15), CRITERIA, 0)
 
 
 def test_single_features_are_chosen_on_even_and_scored_on_odd_sequences(model, tables):

@@ -10,8 +10,8 @@ import synthetic
 from scipy import stats
 from synthetic import Shape
 
-from moe_outliers import metrics
-from moe_outliers.metrics import Criteria
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.measure import measure
 from moe_outliers.metrics.values import KEYS, METRICS
 
 S, B, D, T, E, PICKS = 9, 4, 40, 110, 5, 2
@@ -53,7 +53,7 @@ class Truth:
         for name in ("feature", "position"):  # some largest outputs are where the residual's is
             top = data[f"residual_top_{name}"].values[:, 1:, 0]
             data[f"expert_max_{name}"][:, :, 1] = top
-        self.tables = metrics.measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)
+        self.tables = measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)
         self.data = data.isel(sequence=self.order)
         self.x, self.z = self.x[self.order], self.z[self.order]
         self.ends = np.array(tokens["ends"].to_pylist())[self.order]

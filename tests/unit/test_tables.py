@@ -10,12 +10,12 @@ from scipy import stats
 from snake import ROOT
 from synthetic import Plant, Shape
 
-from moe_outliers import metrics
 from moe_outliers.inference import bootstrap, comparison
 from moe_outliers.inference import simulate_classes as validate_classes
 from moe_outliers.inference import simulate_intervals as validate
 from moe_outliers.inference.simulate_classes import Truth
-from moe_outliers.metrics import Criteria
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.measure import TABLES, measure
 from moe_outliers.report import earlier_work as reference
 from moe_outliers.report import sentences as story
 from moe_outliers.report import summary, tables
@@ -42,7 +42,7 @@ def sweep():
     found = {}
     for seed, (model, plants) in enumerate(PLANTED.items()):
         data, tokens = synthetic.planted(plants, shape, seed=seed, gain=1.3)
-        found[model] = metrics.measure(model, data, tokens, CRITERIA, 0)
+        found[model] = measure(model, data, tokens, CRITERIA, 0)
         own = found[model]
         own["intervals"] = bootstrap.bootstrap(own["values"], own["sequences"], CRITERIA, **LEVEL)
     rows = {model: _row(model, number) for number, model in enumerate(PLANTED, 1)}
@@ -103,7 +103,7 @@ def test_the_rule_writes_exactly_these_tables():
     text = (ROOT / "rules/tables.smk").read_text()
     listed = text.partition("tables = [")[2].partition("]")[0]
     assert [word.strip(' ",') for word in listed.split()] == list(tables.TABLES)
-    for name in metrics.TABLES:
+    for name in TABLES:
         path = f"{{model}}{'' if name == 'values' else '.' + name}.parquet"
         assert f'{name}="results/metrics/{path}"' in (ROOT / "rules/metrics.smk").read_text()
 
@@ -313,7 +313,7 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
     _, rows = sweep
     shape = Shape(sequences=3, blocks=6, width=64, positions=96)
     data, tokens = synthetic.planted([Plant(3, size=5)], shape, gain={9: 4.0})
-    few = metrics.measure("olmoe-1b-7b", data.drop_vars("route"), tokens, CRITERIA, 0)
+    few = measure("olmoe-1b-7b", data.drop_vars("route"), tokens, CRITERIA, 0)
     few["intervals"] = bootstrap.bootstrap(few["values"], few["sequences"], CRITERIA, **LEVEL)
     validated = dict.fromkeys(("coverage", "selection", "classes"), compared["differences"])
     with pytest.raises(KeyError):

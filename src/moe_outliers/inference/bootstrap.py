@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moe_outliers.metrics.counts import Z_MAGNITUDE
-from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import KEYS, METRICS
 from moe_outliers.stats import draws, intervals
 from moe_outliers.storage import parquet

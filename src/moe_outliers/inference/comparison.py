@@ -13,7 +13,7 @@ from scipy import stats
 
 from moe_outliers.inference import bootstrap as bootstrapping
 from moe_outliers.metrics import language
-from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values
 from moe_outliers.stats import correlation, draws, intervals
 from moe_outliers.stats.multiplicity import holm

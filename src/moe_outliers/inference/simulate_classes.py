@@ -20,7 +20,7 @@ from moe_outliers.metrics.classes import (
 )
 from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import Z_MAGNITUDE, least, site_extent
-from moe_outliers.metrics.model_statistics import Criteria
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.stats import draws, intervals
 from moe_outliers.storage import parquet
 

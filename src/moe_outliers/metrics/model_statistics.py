@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moe_outliers.metrics.classes import FeatureClasses, classify
 from moe_outliers.metrics.consistency import Shifts, period
 from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, Counts, site_extent
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.selection import CrossFit
 from moe_outliers.stats import draws
 from moe_outliers.storage import parquet
@@ -30,21 +31,6 @@ SEQUENCES = parquet.schema(
     last_end_byte=(pa.int32(), "byte of the text where the last token ends"),
 )
 """One row a sequence, in the order of ids_sha256."""
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """What counts as an outlier feature: the settings `outliers`.
-
-    Attributes:
-        magnitude: smallest abs(x) of an outlier.
-        layer_share: smallest share of the sites at which the feature fires, in [0, 1].
-        position_share: smallest share of a sequence's positions at which a site fires, in [0, 1].
-    """
-
-    magnitude: float
-    layer_share: float
-    position_share: float
 
 
 @dataclass(frozen=True)

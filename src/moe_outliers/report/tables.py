@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_outliers import metrics
 from moe_outliers.inference import bootstrap, comparison
 from moe_outliers.inference import simulate_classes as classed
 from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.metrics import measure
 from moe_outliers.metrics.values import METRICS
 from moe_outliers.report import earlier_work as reference
 from moe_outliers.report import reader_warnings as findings
@@ -62,7 +62,7 @@ DICTIONARY = parquet.schema(
 )
 """One row a table and column."""
 
-OF_MODELS = {name: schema for name, schema in metrics.TABLES.items() if name != "tokens"}
+OF_MODELS = {name: schema for name, schema in measure.TABLES.items() if name != "tokens"}
 """The tables that every model has, stacked."""
 
 TABLES: dict[str, pa.Schema] = {
@@ -96,7 +96,7 @@ def collect(
     """Put the tables of a sweep together.
 
     Args:
-        models: by slug, in the order of the table of models: the tables of metrics.TABLES, and
+        models: by slug, in the order of the table of models: the tables of measure.TABLES, and
             `intervals`.
         rows: of the table of models, by slug.
         compared: `intervals`, `differences` and `correlations`.

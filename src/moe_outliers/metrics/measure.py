@@ -1,0 +1,161 @@
+"""All metrics of one model, from its statistics to its tables."""
+
+import numpy as np
+import pyarrow as pa
+import xarray as xr
+
+from moe_outliers.metrics import by_feature as features
+from moe_outliers.metrics import by_sequence as headline
+from moe_outliers.metrics import by_site as network
+from moe_outliers.metrics import by_threshold as sensitivity
+from moe_outliers.metrics import language, residual
+from moe_outliers.metrics.counts import BASES
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.legacy import Legacy
+from moe_outliers.metrics.magnitude import Extremes
+from moe_outliers.metrics.model_statistics import SEQUENCES, Study
+from moe_outliers.metrics.selection import LeftOut, stability
+from moe_outliers.metrics.values import SCHEMA as VALUES
+from moe_outliers.metrics.values import Values
+from moe_outliers.storage import parquet
+
+STABILITY = parquet.schema(
+    model=(pa.string(), "slug of the table of models"),
+    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    split=(pa.int32(), "number of the random halving of the sequences"),
+    jaccard=(pa.float64(), "M19: Jaccard index of the halves' candidates; empty if both are empty"),
+    spearman=(
+        pa.float64(),
+        "M19: rank correlation of the extents over the union of candidates; empty below three",
+    ),
+)
+"""One row a basis and random halving."""
+
+CROSS_BATCH = parquet.schema(
+    model=(pa.string(), "slug of the table of models"),
+    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    sequence=(pa.int32(), "the sequence that is left out, a batch of one"),
+    chosen=(pa.int32(), "candidates of all other sequences"),
+    alone=(pa.int32(), "candidates of this sequence alone"),
+    n_dims=(pa.int32(), "features that are both"),
+    extent_share=(pa.float64(), "mean extent in this sequence of the others' candidates"),
+    jaccard=(pa.float64(), "Jaccard index of the two sets; empty if both are empty"),
+    spearman=(pa.float64(), "rank correlation of the extents over their union; empty below three"),
+)
+"""Cross-batch validation: one row a basis and sequence."""
+
+PROVENANCE = parquet.schema(
+    model=(pa.string(), "slug of the table of models"),
+    attribute=(pa.string(), "global attribute of the statistics file"),
+    value=(pa.string(), "its value, as text"),
+)
+"""How the statistics were made: one row an attribute."""
+
+TABLES: dict[str, pa.Schema] = {
+    "values": VALUES,
+    "sequences": SEQUENCES,
+    "features": features.SCHEMA,
+    "profile": features.PROFILE,
+    "blocks": residual.SCHEMA,
+    "experts": network.EXPERTS,
+    "sensitivity": sensitivity.SCHEMA,
+    "stability": STABILITY,
+    "cross_batch": CROSS_BATCH,
+    "provenance": PROVENANCE,
+    "tokens": language.SCHEMA,
+}
+"""The tables of one model, by name, with their columns."""
+
+VARIABLES = (
+    "x_count", "z_count", "x_min", "x_max", "x_first", "z_max", "x_positive", "x_delimiter",
+    "union_count", "gain", "offset", "power_sum", "token_kurtosis", "int8_error", "position_max",
+    "residual_max", "residual_median", "residual_massive", "residual_top_feature",
+    "residual_top_position", "route", "router_entropy", "router_margin", "expert_max",
+    "expert_max_feature", "expert_max_position", "expert_total", "expert_raw_max", "positions",
+    "delimiters", "token_nll",
+)  # fmt: skip
+"""The variables of the statistics file that metrics read."""
+
+
+def measure(
+    model: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
+) -> dict[str, pa.Table]:
+    """Compute all metrics of one model.
+
+    Args:
+        model: its slug.
+        statistics: of all its sequences.
+        tokens: its tokens, of tokenize.SCHEMA.
+        criteria: what counts as an outlier feature.
+        seed: of every random draw.
+
+    Returns:
+        The tables, named and typed as TABLES says.
+    """
+    study = Study.of(model, statistics, tokens, criteria, seed)
+    extremes = Extremes.of(study.statistics)
+    legacy = Legacy.of(
+        np.abs(extremes.signed),
+        study.statistics["union_count"].sel(union="all").values,
+        study.counts.positions,
+        layer_share=criteria.layer_share,
+        position_share=criteria.position_share,
+    )
+    values = Values(model, study.sequences)
+    headline.add_held_out(values, study, extremes)
+    headline.add_whole(values, study, extremes)
+    headline.add_legacy(values, study, legacy)
+    tokens_table = headline.add_language(values, study)
+    network.add_sites(values, study, extremes)
+    described = features.describe(study, extremes, legacy)
+    tables = {
+        "sequences": study.sequence_table(),
+        "features": described,
+        "profile": features.profile(study, extremes, described),
+        "blocks": network.add_blocks(values, study),
+        "experts": network.add_routers(values, study),
+        "sensitivity": sensitivity.sweep(values, study),
+        "stability": _stability(study),
+        "cross_batch": _cross_batch(study),
+        "provenance": _provenance(study),
+        "tokens": tokens_table,
+    }
+    single = headline.add_features(study, extremes)
+    return {"values": pa.concat_tables([values.table(), single])} | tables
+
+
+def _stability(study: Study) -> pa.Table:
+    rows = [
+        {"basis": basis, "split": split, **vars(agreement)}
+        for basis in BASES
+        for split, agreement in enumerate(
+            stability(study.extent[basis], study.criteria.layer_share, study.rng("halves"))
+        )
+    ]
+    return parquet.of_rows(STABILITY, rows, model=study.model)
+
+
+def _cross_batch(study: Study) -> pa.Table:
+    rows = []
+    for basis in BASES:
+        for place, sequence in enumerate(study.sequences):
+            left = LeftOut.of(study.extent[basis], place, study.criteria.layer_share)
+            rows.append(
+                {
+                    "basis": basis,
+                    "sequence": sequence,
+                    "chosen": left.chosen,
+                    "alone": left.alone,
+                    "n_dims": left.passing,
+                    "extent_share": left.extent,
+                    **vars(left.agreement),
+                }
+            )
+    return parquet.of_rows(CROSS_BATCH, rows, model=study.model)
+
+
+def _provenance(study: Study) -> pa.Table:
+    told = {str(name): str(value) for name, value in study.statistics.attrs.items()}
+    told.pop("ids_sha256", None)  # of one batch; the table `sequences` has each
+    columns = {"attribute": list(told), "value": list(told.values())}
+    return parquet.table(PROVENANCE, {"model": study.model} | columns)
