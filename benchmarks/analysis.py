@@ -28,10 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from synthetic import Plant, Shape, of_shape  # noqa: E402
 
 from moe_outliers import versions  # noqa: E402
-from moe_outliers.storage import files, parquet, receipts  # noqa: E402
-from moe_outliers.storage import statistics_file as statistics  # noqa: E402
-from moe_outliers.workflow import script as job  # noqa: E402
-from moe_outliers.workflow import sweep  # noqa: E402
+from moe_outliers.storage import files, parquet, receipts, statistics_file  # noqa: E402
+from moe_outliers.workflow import script, sweep  # noqa: E402
 
 PLANTS = [
     *(Plant(feature, size=25) for feature in range(4)),
@@ -60,7 +58,7 @@ def fabricate(found: sweep.Sweep, model: str) -> int:
     ids = tokens["ids_sha256"].to_pylist()
     size = 0
     for pair, dataset in zip(found.pairs(model), datasets, strict=True):
-        statistics.write(dataset, pair.statistics)
+        statistics_file.write(dataset, pair.statistics)
         size += pair.statistics.stat().st_size
         expected = vars(pair.expected)
         receipts.write(
@@ -88,7 +86,7 @@ def fabricate(found: sweep.Sweep, model: str) -> int:
 
 def _product(name: str, write) -> None:
     write(Path(name))
-    job.record(name)
+    script.record(name)
 
 
 def run(folder: Path, models: list[str], target: str = TABLES) -> str:

@@ -42,10 +42,10 @@ import shapes  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from moe_outliers.checkpoint import headers as checkpoint  # noqa: E402
+from moe_outliers.checkpoint import headers  # noqa: E402
 from moe_outliers.checkpoint.source import Folder  # noqa: E402
 from moe_outliers.engine import resident, streamed  # noqa: E402
-from moe_outliers.recording import choose as reducers  # noqa: E402
+from moe_outliers.recording import choose  # noqa: E402
 from moe_outliers.recording.recorder import Recorder  # noqa: E402
 from moe_outliers.storage import statistics_file  # noqa: E402
 
@@ -88,7 +88,7 @@ class Bench:
         self.note("written_s", time.perf_counter() - started)
 
     def source(self) -> Folder:
-        return Folder(self.folder, checkpoint.shards(self.folder))
+        return Folder(self.folder, headers.shards(self.folder))
 
     def timed(self, run: Callable[[], Any]) -> tuple[float, Any]:
         """Run; return seconds until the device is done, and the result."""
@@ -374,21 +374,21 @@ class Bench:
         if not self.cuda:
             return
         from moe_outliers.recording import reduction
-        from moe_outliers.recording.gpu import launch as fused
+        from moe_outliers.recording.gpu import launch
 
         shape = (self.options.tokens, self.config["hidden_size"])
         hs = [torch.randn(shape, device="cuda").bfloat16() * 3 for _ in range(len(self.ids))]
         mask = torch.from_numpy(self.delimiter).cuda()
-        kinds, alphas = fused.kinds(mask), torch.tensor(ALPHAS, device="cuda")
+        kinds, alphas = launch.kinds(mask), torch.tensor(ALPHAS, device="cuda")
         hits = [torch.zeros(shape, dtype=torch.bool, device="cuda") for _ in hs]
         how = {"alphas": alphas, "eps": 1e-6, "layer_norm": False}
 
         def sites(count: int) -> Any:
-            return fused.sites(hs[:count], hs[:count], kinds[:count], hits[:count], **how)
+            return launch.sites(hs[:count], hs[:count], kinds[:count], hits[:count], **how)
 
         z = reduction.normalised(hs[0], eps=1e-6, layer_norm=False)
         wanted = reduction.site(hs[0], z, mask[0], ALPHAS) | reduction.residual(hs[0])
-        got = sites(1) | fused.residuals(hs[:1])
+        got = sites(1) | launch.residuals(hs[:1])
         errors = {
             name: ((got[name][0].double() - value.double()).abs().max().item())
             for name, value in wanted.items()
@@ -399,8 +399,8 @@ class Bench:
             "site_one": lambda: sites(1),
             "site_all": lambda: sites(len(hs)),
             "block_torch": lambda: reduction.residual(hs[0]),
-            "block_one": lambda: fused.residuals(hs[:1]),
-            "block_all": lambda: fused.residuals(hs),
+            "block_one": lambda: launch.residuals(hs[:1]),
+            "block_all": lambda: launch.residuals(hs),
         }
         for name, run in runs.items():
             each = len(hs) if name.endswith("_all") else 1
@@ -456,7 +456,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "kernels": reducers.KERNELS,
+        "kernels": choose.KERNELS,
         "sequences": options.sequences,
         "tokens": options.tokens,
     }

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from moe_outliers import versions
 from moe_outliers.storage import files, receipts
-from moe_outliers.workflow import script as job
-from moe_outliers.workflow import sweep
+from moe_outliers.workflow import script, sweep
 
 ROOT = Path(__file__).parents[1]
 SIZE = 6_000_000
@@ -31,11 +30,11 @@ def fabricate(folder: Path) -> None:
     os.chdir(folder)
     for product in [Path("results/texts.parquet")]:
         files.write_bytes(product, b"texts")
-        job.record(product)
+        script.record(product)
     for model in found.models:
         product = Path(f"results/tokens/{model}.parquet")
         files.write_bytes(product, b"tokens")
-        job.record(product)
+        script.record(product)
     for model in found.models:
         for pair in found.pairs(model):
             files.write_bytes(pair.statistics, os.urandom(SIZE))
@@ -61,7 +60,7 @@ def fabricate(folder: Path) -> None:
             )
         product = Path(f"results/verify/{model}.json")
         files.write_json(product, {"model": model, "valid": True})
-        job.record(product)
+        script.record(product)
 
 
 def seconds(workflow: Path, folder: Path, *options: str) -> float:

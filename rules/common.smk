@@ -7,8 +7,7 @@ from snakemake.exceptions import WorkflowError
 from moe_outliers import versions
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import resources as plan
-from moe_outliers.workflow import settings as configuration
+from moe_outliers.workflow import resources, settings
 
 
 def here(path):
@@ -18,13 +17,13 @@ def here(path):
 
 try:
     table = Path(here(config["table"]))
-    rows = configuration.models(config, table, Path(workflow.basedir, "config/schemas"))
+    rows = settings.models(config, table, Path(workflow.basedir, "config/schemas"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 models = {
     slug: row
-    | plan.needs(row)
-    | {"identity": receipts.identity(row, config), "shape": configuration.shape(row)}
+    | resources.needs(row)
+    | {"identity": receipts.identity(row, config), "shape": settings.shape(row)}
     for slug, row in rows.items()
 }
 data = config["data"]
@@ -51,7 +50,7 @@ def pairs_of(model):
 
 def checkpoint_file(name):
     """Return a function that gives a local checkpoint's files as input, and nothing for the hub's."""
-    return lambda wildcards: configuration.local_files(models[wildcards.model], here, name)
+    return lambda wildcards: settings.local_files(models[wildcards.model], here, name)
 
 
 def tokens_of(wildcards):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_outliers.extract import Task, extract
 from moe_outliers.storage import files, receipts
-from moe_outliers.workflow import resources as plan
+from moe_outliers.workflow import resources
 from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(job: Any) -> None:
         micro_batch=params.micro_batch,
         alphas=params.alphas,
         engine=job.resources.engine,
-        disk_bytes=(job.resources.disk_gb - plan.DISK_GB) * 10**9,
+        disk_bytes=(job.resources.disk_gb - resources.DISK_GB) * 10**9,
     )
     extract(task, progress)
 

@@ -3,13 +3,11 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import tokens as tokenize
-from moe_outliers import verify
+from moe_outliers import tokenization, verify
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import VARIABLES, measure
 from moe_outliers.stats import draws
-from moe_outliers.storage import files, parquet
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import files, parquet, statistics_file
 from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
@@ -20,10 +18,10 @@ def main(job: Any) -> None:
     """Read the statistics of a valid model, write its tables."""
     model, params = job.wildcards.model, job.params
     verify.refuse_invalid(files.read_json(job.input.verdict))
-    tokens = parquet.read(job.input.tokens, tokenize.SCHEMA)
+    tokens = parquet.read(job.input.tokens, tokenization.SCHEMA)
     tokens = tokens.take(draws.order(tokens["ids_sha256"].to_pylist()))
     order = tokens["sequence"].to_pylist()
-    data = statistics.read_all(job.input.statistics, VARIABLES, order)
+    data = statistics_file.read_all(job.input.statistics, VARIABLES, order)
     criteria = Criteria(**params.criteria)
     tables = measure(model, data, tokens, criteria, params.seed)
     for name, table in tables.items():

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers.report import page as report
+from moe_outliers.report import page
 from moe_outliers.storage import files, receipts
 from moe_outliers.workflow.script import run
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 def main(job: Any) -> None:
     """Read the summary, the figures and the receipts; write the page."""
     summary = files.read_json(job.input.summary)
-    costs = report.costs([receipts.read(path) for path in job.input.receipts])
-    page = report.page(summary, Path(job.input.plots[0]).parent, costs)
-    files.write_bytes(job.output.page, page.encode())
-    files.write_bytes(job.output.answer, report.opening(summary).encode())
-    logging.info("%d models, %d characters", len(summary["models"]), len(page))
+    costs = page.costs([receipts.read(path) for path in job.input.receipts])
+    html = page.render(summary, Path(job.input.plots[0]).parent, costs)
+    files.write_bytes(job.output.page, html.encode())
+    files.write_bytes(job.output.answer, page.opening(summary).encode())
+    logging.info("%d models, %d characters", len(summary["models"]), len(html))
 
 
 if __name__ == "__main__":

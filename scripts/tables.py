@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.csv
 
-from moe_outliers.report import earlier_work as reference
-from moe_outliers.report import summary, tables
+from moe_outliers.report import earlier_work, summary, tables
 from moe_outliers.storage import files, parquet
 from moe_outliers.workflow.script import run
 
@@ -29,7 +28,7 @@ def main(job: Any) -> None:
         rows,
         {Path(path).stem: parquet.read(path) for path in job.input.comparison},
         {Path(path).stem: parquet.read(path) for path in job.input.validation},
-        reference.read(Path(job.input.reference)),
+        earlier_work.read(Path(job.input.reference)),
     )
     for path in map(Path, job.output.parquet):
         parquet.write(found[path.stem], path)

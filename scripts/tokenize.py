@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import texts
-from moe_outliers import tokens as tokenize
+from moe_outliers import texts, tokenization
 from moe_outliers.checkpoint import hub
 from moe_outliers.storage import parquet
 from moe_outliers.workflow.script import run
@@ -22,7 +21,9 @@ def main(job: Any) -> None:
     else:
         path = hub.tokenizer(params.repo, params.revision)
     table = parquet.read(job.input.texts, texts.SCHEMA)
-    windows = tokenize.windows(table, tokenize.load(path), tokens=params.tokens, bos=params.bos)
+    windows = tokenization.windows(
+        table, tokenization.load(path), tokens=params.tokens, bos=params.bos
+    )
     parquet.write(windows, job.output.tokens)
     logging.info("%s: %d sequences of %d tokens", job.wildcards.model, len(windows), params.tokens)
 

@@ -3,8 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers.inference import simulate_classes as validate_classes
-from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.inference import simulate_classes, simulate_intervals
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.storage import parquet
 from moe_outliers.workflow.script import run
@@ -20,11 +19,11 @@ def main(job: Any) -> None:
     criteria = Criteria(**params.criteria)
     models = max(2, params.sets // 12)
     tables = {
-        "coverage": validate.coverage(sizes, sets=params.sets, **level),
-        "selection": validate.selection(
+        "coverage": simulate_intervals.coverage(sizes, sets=params.sets, **level),
+        "selection": simulate_intervals.selection(
             sizes, criteria.layer_share, sets=max(2, params.sets // 10), **level
         ),
-        **validate_classes.simulate(sizes, criteria, models=models, **level),
+        **simulate_classes.simulate(sizes, criteria, models=models, **level),
     }
     for name, table in tables.items():
         parquet.write(table, job.output[name])

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_outliers import tokens as tokenize
+from moe_outliers import tokenization
 from moe_outliers.storage import files, parquet, receipts
 from moe_outliers.verify import Expectation, verdict
 from moe_outliers.workflow.script import run
@@ -23,7 +23,7 @@ def main(job: Any) -> None:
     found = verdict(
         model,
         [receipts.Pair(*pair) for pair in pairs],
-        parquet.read(job.input.tokens, tokenize.SCHEMA),
+        parquet.read(job.input.tokens, tokenization.SCHEMA),
         Expectation(params.row, params.alphas, params.tokens, params.identity["sequences"]),
     )
     files.write_json(job.output.verdict, found)

@@ -5,8 +5,7 @@ from contextlib import closing
 import numpy as np
 from hub import COMMIT
 
-from moe_outliers.checkpoint import headers as checkpoints
-from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint import headers, hub
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.hub import File
@@ -36,7 +35,7 @@ def taken(model, run, wanted=range(5), micro_batch=1, kernels=None):
 
 
 def stream(folder, dtype="auto", options=None, source=None, device="cpu", **how):
-    with closing(source or Folder(folder, checkpoints.shards(folder))) as opened:
+    with closing(source or Folder(folder, headers.shards(folder))) as opened:
         engine = streamed.Streamed(opened, device=device, dtype=dtype, options=options)
         return taken(engine.model, engine.run, **how)
 
@@ -53,7 +52,7 @@ def remote(folder, server, tmp_path, **store):
         path.name: File(len(data := path.read_bytes()), sha256=hub._sha256(data))
         for path in folder.iterdir()
     }
-    names = checkpoints.shards(folder)
+    names = headers.shards(folder)
     ranges = Ranges(server.url, "org/model", COMMIT, files, patience_s=2, pause_s=0.01)
     options = {"budget": 10**9, "progress": lambda line: None} | store
     listed = {name: files[name] for name in names}

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from moe_outliers import tokens as tokenize
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers import tokenization
+from moe_outliers.storage import statistics_file
 from moe_outliers.versions import STATISTICS_FORMAT
 
 ALPHAS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
-KINDS = statistics.KINDS
+KINDS = statistics_file.KINDS
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,10 @@ def tokens_of(shape: Shape, seed: int = 0, sequences: list[int] | None = None) -
                 "document": f"document {sequence}",
                 "text_bytes": int(ends[-1]) + 100,
                 "text_sha256": text,
-                "ids_sha256": tokenize.ids_sha256(ids),
+                "ids_sha256": tokenization.ids_sha256(ids),
             }
         )
-    return pa.Table.from_pylist(rows, schema=tokenize.SCHEMA)
+    return pa.Table.from_pylist(rows, schema=tokenization.SCHEMA)
 
 
 def reduce(x, z, gain, tokens, shape: Shape, *, seed: int = 0):
@@ -236,19 +236,19 @@ def assemble(variables: dict, sequences: list[int], shape: Shape):
         for block in range(shape.blocks)
         for kind, mixer in zip(KINDS, ("", "mlp" if block < shape.dense else "moe"), strict=True)
     ]
-    coordinates = statistics.coordinates(
+    coordinates = statistics_file.coordinates(
         sequences=sequences,
         alphas=shape.alphas,
         sites=sites,
         moe_blocks=range(shape.dense, shape.blocks),
     )
-    attributes = dict.fromkeys(statistics.ATTRIBUTES, "synthetic") | {
+    attributes = dict.fromkeys(statistics_file.ATTRIBUTES, "synthetic") | {
         "format": STATISTICS_FORMAT,
         "engine": 1,
         "micro_batch": 1,
         "norm_dtype": "float32",
     }
-    return statistics.assemble(variables, coordinates, attributes)
+    return statistics_file.assemble(variables, coordinates, attributes)
 
 
 def of_shape(shape: Shape, plants: list[Plant], *, gain: float = 1.0, seed: int = 0):

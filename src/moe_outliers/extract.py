@@ -15,17 +15,15 @@ import numpy as np
 import torch
 import transformers
 
-from moe_outliers import tokens as tokenize
-from moe_outliers import versions
+from moe_outliers import tokenization, versions
 from moe_outliers.checkpoint.headers import digest
 from moe_outliers.engine import engine
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
-from moe_outliers.recording import choose as reducers
+from moe_outliers.recording import choose
 from moe_outliers.recording.accumulator import Array
 from moe_outliers.recording.recorder import Recorder
-from moe_outliers.storage import files, parquet, receipts
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import files, parquet, receipts, statistics_file
 from moe_outliers.storage.receipts import Pair
 
 
@@ -64,7 +62,7 @@ def extract(task: Task, progress: Progress) -> None:
         ValueError: if a batch failed; the message names each, with its reason. If the sequences are
             longer than the model's context.
     """
-    tokens = parquet.read(task.tokens, tokenize.SCHEMA)
+    tokens = parquet.read(task.tokens, tokenization.SCHEMA)
     wanted = _wanted(task, tokens["ids_sha256"].to_pylist(), progress)
     if not wanted:
         progress("every batch is valid: nothing to do")
@@ -105,7 +103,7 @@ def environment(device: str) -> dict[str, str]:
         "cuda": cuda or "none",
     }
     if device == "cuda":
-        there = reducers.usable(torch.device(device, 0))
+        there = choose.usable(torch.device(device, 0))
         here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
     return here
 
@@ -187,14 +185,15 @@ class _Writer:
             "revision": expected.revision,
             "ids_sha256": hashlib.sha256("".join(ids_sha256).encode()).hexdigest(),
         }
-        coordinates = statistics.coordinates(
+        coordinates = statistics_file.coordinates(
             sequences=expected.sequences,
             alphas=self.task.alphas,
             sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
             moe_blocks=recorder.moe_blocks,
         )
         reach(Failpoint.BEFORE_STATISTICS)
-        statistics.write(statistics.assemble(variables, coordinates, attributes), batch.statistics)
+        dataset = statistics_file.assemble(variables, coordinates, attributes)
+        statistics_file.write(dataset, batch.statistics)
         reach(Failpoint.BEFORE_RECEIPT)
         receipts.write(batch.receipt, **self._receipt(batch))
         reach(Failpoint.AFTER_RECEIPT)

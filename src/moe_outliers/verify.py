@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers.storage import receipts
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import receipts, statistics_file
 from moe_outliers.storage.statistics_file import VARIABLES
 
 Verdict = dict[str, Any]
@@ -59,7 +58,7 @@ def verdict(
     notes = [f"computed on several devices: {', '.join(devices)}"] if len(devices) > 1 else []
     if not found["receipts"]:
         try:
-            data = statistics.read_all([path for path, _, _ in pairs])
+            data = statistics_file.read_all([path for path, _, _ in pairs])
         except ValueError as error:
             found["readable"] = [str(error)]
         else:
@@ -186,7 +185,7 @@ def _unions(data: xr.Dataset) -> Iterator[str]:
     if data.attrs["norm_dtype"] != "bfloat16":
         return  # rounding to bfloat16 then moves values over the threshold
     six = data.x_count.sel(alpha=6).astype("int64")
-    for kind in (*statistics.KINDS, "all"):
+    for kind in (*statistics_file.KINDS, "all"):
         sites = slice(None) if kind == "all" else np.flatnonzero(data.site_kind.values == kind)
         union, counts = data.union_count.sel(union=kind), six.isel(site=sites)
         if ((union < counts.max("site")) | (union > counts.sum("site"))).any():

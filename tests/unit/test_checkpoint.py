@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_outliers.checkpoint import headers as checkpoint
+from moe_outliers.checkpoint import headers
 from moe_outliers.demo.miniatures import MINIATURES, PHIMOE, build
 from moe_outliers.engine import resident
 
@@ -37,10 +37,10 @@ def _edit(folder, change):
     tensors = load_file(shard)
     change(tensors)
     save_file(tensors, shard, metadata={"format": "pt"})
-    index = json.loads((folder / checkpoint.INDEX).read_text())
+    index = json.loads((folder / headers.INDEX).read_text())
     others = {k: v for k, v in index["weight_map"].items() if v != shard.name}
     index["weight_map"] = others | dict.fromkeys(tensors, shard.name)
-    (folder / checkpoint.INDEX).write_text(json.dumps(index))
+    (folder / headers.INDEX).write_text(json.dumps(index))
 
 
 def _config(folder, **changes):
@@ -97,7 +97,7 @@ def _outside(header):
 
 
 def _pickled_only(folder):
-    for path in [*folder.glob("*.safetensors"), folder / checkpoint.INDEX]:
+    for path in [*folder.glob("*.safetensors"), folder / headers.INDEX]:
         path.unlink()
     torch.save({"a": torch.zeros(2)}, folder / "pytorch_model.bin")
 
@@ -108,9 +108,9 @@ def _missing_shard(folder):
 
 def _shard_named(shard):
     def change(folder):
-        index = json.loads((folder / checkpoint.INDEX).read_text())
+        index = json.loads((folder / headers.INDEX).read_text())
         index["weight_map"][next(iter(index["weight_map"]))] = shard
-        (folder / checkpoint.INDEX).write_text(json.dumps(index))
+        (folder / headers.INDEX).write_text(json.dumps(index))
 
     return change
 
@@ -182,16 +182,16 @@ def test_code_of_a_repository_is_never_run(tmp_path):
 def test_tensors_that_transformers_ignores_are_no_fault(tmp_path):
     for slug in ("mini-glm", "mini-qwen3-next"):
         build(slug, MINIATURES[slug], tmp_path / slug)
-        assert MINIATURES[slug].extra in checkpoint.read_index(tmp_path / slug)
+        assert MINIATURES[slug].extra in headers.read_index(tmp_path / slug)
         resident.load(tmp_path / slug, device="cpu", dtype="bfloat16")
 
 
 def test_the_digest_of_a_local_checkpoint_is_of_its_contents(original, broken):
-    assert checkpoint.digest(broken) == checkpoint.digest(original)
+    assert headers.digest(broken) == headers.digest(original)
     data = bytearray(_first(broken).read_bytes())
     data[-1] ^= 1
     _first(broken).write_bytes(data)
-    assert checkpoint.digest(broken) != checkpoint.digest(original)
+    assert headers.digest(broken) != headers.digest(original)
 
 
 def test_equal_plans_give_equal_checkpoints(original, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from snake import ROOT
 
-from moe_outliers.inference import simulate_classes as validate_classes
+from moe_outliers.inference import simulate_classes
 from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics import classes
 from moe_outliers.metrics.classes import classify, model_class
@@ -26,7 +26,7 @@ def _classify(fires, candidate=None, seed=0, permutations=999, period=1):
 
 
 def _labels(truth, n, features=200, seed=0):
-    fires, by_x = validate_classes.plant(
+    fires, by_x = simulate_classes.plant(
         truth, n, features, CRITERIA, np.random.default_rng([seed, n])
     )
     return _classify(fires, by_x).label
@@ -112,7 +112,7 @@ def test_nothing_at_all_is_no_outliers():
 
 def test_the_family_of_the_correction_is_the_tested_features_alone():
     rng = np.random.default_rng(0)
-    banded, _ = validate_classes.plant(Truth("banded", 0.5), 16, 1, CRITERIA, rng)
+    banded, _ = simulate_classes.plant(Truth("banded", 0.5), 16, 1, CRITERIA, rng)
     certain = np.ones((16, 48, 2000), dtype=bool)
     found = _classify(np.concatenate([banded, certain], axis=2))
     assert np.isnan(found.q[1:]).all()

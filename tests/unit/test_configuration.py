@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_outliers.workflow import settings as configuration
+from moe_outliers.workflow import settings
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "config/schemas"
-TABLE = configuration.read_table(ROOT / "config/models.tsv", SCHEMAS)
+TABLE = settings.read_table(ROOT / "config/models.tsv", SCHEMAS)
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def config():
 
 
 def test_the_shipped_settings_are_valid_and_select_the_seven_models(config):
-    configuration.check(config, SCHEMAS)
-    chosen = configuration.select(config["models"], TABLE, Path("config/models.tsv"))
+    settings.check(config, SCHEMAS)
+    chosen = settings.select(config["models"], TABLE, Path("config/models.tsv"))
     assert [row["number"] for row in chosen.values()] == [f"0{n}" for n in range(1, 8)]
 
 
@@ -34,25 +34,25 @@ def test_the_shipped_settings_are_valid_and_select_the_seven_models(config):
     ],
 )
 def test_models_are_selected_by_slug_or_number_in_the_tables_order(chosen):
-    assert list(configuration.select(chosen, TABLE, Path())) == ["olmoe-1b-7b", "qwen3-30b-a3b"]
+    assert list(settings.select(chosen, TABLE, Path())) == ["olmoe-1b-7b", "qwen3-30b-a3b"]
 
 
 def test_all_selects_every_row():
-    assert set(configuration.select("all", TABLE, Path())) == set(TABLE)
-    assert list(configuration.select(1, TABLE, Path())) == ["olmoe-1b-7b"]
+    assert set(settings.select("all", TABLE, Path())) == set(TABLE)
+    assert list(settings.select(1, TABLE, Path())) == ["olmoe-1b-7b"]
 
 
 def test_an_unknown_model_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="no model olmo-1b; did you mean olmoe-1b-7b"):
-        configuration.select("olmo-1b", TABLE, Path("models.tsv"))
+        settings.select("olmo-1b", TABLE, Path("models.tsv"))
     with pytest.raises(ValueError, match="no number 99; there are: 01 olmoe"):
-        configuration.select([99], TABLE, Path("models.tsv"))
+        settings.select([99], TABLE, Path("models.tsv"))
 
 
 def test_an_empty_revision_names_the_cell_to_fill():
     table = {"x": TABLE["olmoe-1b-7b"] | {"revision": ""}}
     with pytest.raises(ValueError, match=r"pin a revision for x in config/models\.tsv"):
-        configuration.select("x", table, Path("config/models.tsv"))
+        settings.select("x", table, Path("config/models.tsv"))
 
 
 @pytest.mark.fault(100)
@@ -77,7 +77,7 @@ def test_a_fault_in_the_settings_names_the_key(config, key, value, message):
         section = section[part]
     section[last] = value
     with pytest.raises(ValueError, match=message):
-        configuration.check(config, SCHEMAS)
+        settings.check(config, SCHEMAS)
 
 
 def test_a_fault_in_the_table_names_the_row(tmp_path):
@@ -91,4 +91,4 @@ def test_a_fault_in_the_table_names_the_row(tmp_path):
     ]:
         path.write_text(text.replace(right, wrong, 1))
         with pytest.raises(ValueError, match=message):
-            configuration.read_table(path, SCHEMAS)
+            settings.read_table(path, SCHEMAS)

@@ -13,7 +13,7 @@ from hub import COMMIT, Fault, Hub
 from running import ALPHAS, DELIMITER, IDS
 from snake import spilt
 
-from moe_outliers import tokens as tokenize
+from moe_outliers import tokenization
 from moe_outliers.storage import parquet, receipts
 
 TOKEN = "hf_" + "y" * 30
@@ -49,11 +49,13 @@ def tokens(tmp_path):
             "document": "d",
             "text_bytes": 64,
             "text_sha256": "0" * 64,
-            "ids_sha256": tokenize.ids_sha256(ids.tolist()),
+            "ids_sha256": tokenization.ids_sha256(ids.tolist()),
         }
         for number, (ids, mask) in enumerate(zip(IDS, DELIMITER, strict=True))
     ]
-    parquet.write(pa.Table.from_pylist(rows, schema=tokenize.SCHEMA), tmp_path / "tokens.parquet")
+    parquet.write(
+        pa.Table.from_pylist(rows, schema=tokenization.SCHEMA), tmp_path / "tokens.parquet"
+    )
     return tmp_path
 
 
@@ -100,9 +102,9 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
 
 
 def _variables(path):
-    from moe_outliers.storage import statistics_file as statistics
+    from moe_outliers.storage import statistics_file
 
-    found = statistics.read(path)
+    found = statistics_file.read(path)
     return {name: value.values.tobytes() for name, value in found.variables.items()}
 
 

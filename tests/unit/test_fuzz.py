@@ -6,13 +6,10 @@ import time
 
 import pytest
 
-from moe_outliers import texts
-from moe_outliers import tokens as tokenize
-from moe_outliers.storage import digests, files, parquet, receipts
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers import texts, tokenization
+from moe_outliers.storage import digests, files, parquet, receipts, statistics_file
 from moe_outliers.storage.receipts import Expected, Pair
-from moe_outliers.workflow import damage as checks
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import damage, script
 
 CASES = 2_000
 MANY = 100_000
@@ -58,7 +55,7 @@ def _mutate(data: bytes, draw: random.Random, text: bool) -> bytes:
 def pair(undisturbed, tmp_path_factory):
     """A batch that is whole, in a folder of its own."""
     folder = tmp_path_factory.mktemp("fuzz")
-    statistics_file, receipt_file = undisturbed.pair("small-olmoe", 1)
+    whole, receipt_file = undisturbed.pair("small-olmoe", 1)
     receipt = receipts.read(receipt_file)
     expected = Expected(
         receipt.model,
@@ -68,7 +65,7 @@ def pair(undisturbed, tmp_path_factory):
         receipt.sequences,
         receipt.settings,
     )
-    for source in (statistics_file, receipt_file):
+    for source in (whole, receipt_file):
         (folder / source.name).write_bytes(source.read_bytes())
     return Pair(folder / "01.nc", folder / "01.json", expected)
 
@@ -77,21 +74,21 @@ def pair(undisturbed, tmp_path_factory):
 def originals(undisturbed, pair):
     """One file of each type, with the checker and the parser that it goes through."""
     folder = pair.statistics.parent
-    statistics_file, receipt_file = undisturbed.pair("small-olmoe", 1)
+    whole, receipt_file = undisturbed.pair("small-olmoe", 1)
     tokens = undisturbed.folder / "results/tokens/small-olmoe.parquet"
     return {
         "statistics": (
             pair.statistics,
-            statistics_file,
+            whole,
             lambda: receipts.fault(*pair),
-            statistics.read,
+            statistics_file.read,
         ),
         "receipt": (pair.receipt, receipt_file, lambda: receipts.fault(*pair), receipts.read),
         "tokens": (
             folder / "tokens.parquet",
             tokens,
             None,
-            lambda path: parquet.read(path, tokenize.SCHEMA),
+            lambda path: parquet.read(path, tokenization.SCHEMA),
         ),
         "table": (
             folder / "texts.parquet",
@@ -141,7 +138,7 @@ def test_no_receipt_that_is_changed_and_signed_again_is_accepted(pair):
     original = pair.receipt.read_bytes()
     fields = json.loads(original)
     ids = " ".join(["0" * 64, *fields["ids_sha256"]])
-    assert not checks.pair_faults([pair], files.sha256, ids)
+    assert not damage.pair_faults([pair], files.sha256, ids)
     deep = [[]]
     for _ in range(100):
         deep = [deep]
@@ -152,7 +149,7 @@ def test_no_receipt_that_is_changed_and_signed_again_is_accepted(pair):
             del changed["digest"]
             changed["digest"] = files.sha256_of(changed)
             pair.receipt.write_bytes(files.json_bytes(changed))
-            found = checks.pair_faults([pair], files.sha256, ids)
+            found = damage.pair_faults([pair], files.sha256, ids)
             assert found or key in FREE, f"{key}: {value!r} was accepted"
     pair.receipt.write_bytes(original)
 
@@ -161,8 +158,8 @@ def _recorded(path, monkeypatch):
     """Record the digest of a product, and return its checker."""
     monkeypatch.chdir(path.parent)
     product = type(path)(path.name)
-    job.record(product)
-    return lambda: checks.product_fault(product, files.sha256)
+    script.record(product)
+    return lambda: damage.product_fault(product, files.sha256)
 
 
 @pytest.mark.fault(90, 91, 92, 93)
@@ -184,13 +181,13 @@ def test_a_recorded_digest_that_is_mutated_never_vouches_for_another_file(origin
     monkeypatch.chdir(path.parent)
     path.write_bytes(source.read_bytes())
     product = type(path)(path.name)
-    job.record(product)
-    record = job.record_path(product)
+    script.record(product)
+    record = script.record_path(product)
     original = record.read_bytes()
     path.write_bytes(source.read_bytes() + b" ")
     draw = random.Random(5)
     for _ in range(500):
         record.write_bytes(_mutate(original, draw, text=True))
-        assert checks.product_fault(product, files.sha256) is not None
+        assert damage.product_fault(product, files.sha256) is not None
     record.write_text(json.dumps({"path": "other", "sha256": digests.digest(product)}))
-    assert "is of other" in checks.product_fault(product, files.sha256)
+    assert "is of other" in damage.product_fault(product, files.sha256)

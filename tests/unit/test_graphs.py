@@ -8,10 +8,9 @@ import tiny
 import torch
 from running import stream, taken
 
-from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.source import Folder
-from moe_outliers.engine import cuda_graphs as graphs
-from moe_outliers.engine import streamed
+from moe_outliers.engine import cuda_graphs, streamed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,13 +23,13 @@ def calls(monkeypatch):
     """Count what was captured and what was replayed."""
     counted = Counter()
     for name in ("_capture", "_replay"):
-        method = getattr(graphs.Replays, name)
+        method = getattr(cuda_graphs.Replays, name)
 
         def spy(self, *args, method=method, name=name):
             counted[name] += 1
             return method(self, *args)
 
-        monkeypatch.setattr(graphs.Replays, name, spy)
+        monkeypatch.setattr(cuda_graphs.Replays, name, spy)
     return counted
 
 
@@ -40,11 +39,11 @@ def test_replayed_layers_give_the_bits_of_layers_run_one_by_one(
     name, micro_batch, tiny_checkpoint, calls, monkeypatch
 ):
     folder = tiny_checkpoint(name)
-    monkeypatch.setattr(graphs, "WORTH", 2)
+    monkeypatch.setattr(cuda_graphs, "WORTH", 2)
     replayed = stream(folder, device="cuda", micro_batch=micro_batch)
     assert calls["_capture"] > 0
     assert calls["_replay"] >= calls["_capture"]
-    monkeypatch.setattr(graphs, "WORTH", 10**9)
+    monkeypatch.setattr(cuda_graphs, "WORTH", 10**9)
     calls.clear()
     assert stream(folder, device="cuda", micro_batch=micro_batch) == replayed
     assert not calls
@@ -72,7 +71,7 @@ def test_layers_that_cannot_be_captured_are_run_one_by_one(
     folder = tiny_checkpoint("qwen3_moe")
     wanted = stream(folder, device="cuda")
     calls.clear()
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cuda", dtype="auto")
         engine.model.model.layers[block].mlp.register_forward_hook(_unwilling(error))
         assert taken(engine.model, engine.run) == wanted

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.inference import simulate_intervals
 from moe_outliers.stats import draws, intervals
 from moe_outliers.stats.intervals import expanded_tail, of_differences, of_means, resample
 
@@ -119,20 +119,20 @@ def _far(table, sets):
 
 
 def test_coverage_is_what_was_measured_independently():
-    table = validate.coverage([8, 16], sets=400, confidence=0.95, seed=0)
+    table = simulate_intervals.coverage([8, 16], sets=400, confidence=0.95, seed=0)
     assert list(_far(table, 400)) == []
 
 
 @pytest.mark.slow
 def test_coverage_is_what_was_measured_independently_in_full():
-    table = validate.coverage([8, 16, 32], sets=4000, confidence=0.95, seed=1)
+    table = simulate_intervals.coverage([8, 16, 32], sets=4000, confidence=0.95, seed=1)
     assert list(_far(table, 4000)) == []
     paired = [row for row in table.to_pylist() if row["case"] == "paired"]
     assert all(abs(row["coverage_share"] - 0.95) < 4 * row["standard_error"] for row in paired)
 
 
 def test_the_percentile_interval_covers_less():
-    rows = validate.coverage([8], sets=400, confidence=0.95, seed=0).to_pylist()
+    rows = simulate_intervals.coverage([8], sets=400, confidence=0.95, seed=0).to_pylist()
     covered = {(row["case"], row["method"]): row["coverage_share"] for row in rows}
     for case in ("smooth", "near_one", "rare"):
         assert covered[case, "percentile"] < covered[case, "expanded BCa and edge"]

@@ -24,10 +24,10 @@ def test_a_script_whose_controller_is_gone_before_it_looks_ends_at_once():
 FULL = """
 import types
 from pathlib import Path
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import script
 
 here = types.SimpleNamespace(log=["a.log"], output=[])
-job.run(lambda _: Path("/dev/full").write_text("x"), here)
+script.run(lambda _: Path("/dev/full").write_text("x"), here)
 """
 
 
@@ -44,13 +44,13 @@ def test_a_full_disk_is_said_in_one_message_with_the_fix(tmp_path):
 
 HOSTILE = r"""
 import logging, types
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import script
 
 def main(_):
     logging.info("a tensor \x1b[2J")
     raise ValueError("a name \x1b]0;owned\x07 \x9b2J\rof a repository")
 
-job.run(main, types.SimpleNamespace(log=["a.log"], output=[]))
+script.run(main, types.SimpleNamespace(log=["a.log"], output=[]))
 """
 
 

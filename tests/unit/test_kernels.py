@@ -12,7 +12,7 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from moe_outliers.recording import choose, reducer, reduction  # noqa: E402
-from moe_outliers.recording.gpu import launch as fused  # noqa: E402
+from moe_outliers.recording.gpu import launch  # noqa: E402
 
 ALPHAS = [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0]
 EXACT_ON_SITES = ["x_min", "x_max", "x_first", "x_count", "x_positive", "x_delimiter"]
@@ -57,10 +57,10 @@ def test_sites_are_reduced_as_the_reference_does(positions, width, dtype, layer_
     delimiter = masks(3, positions)
     hits = torch.zeros((3, positions, width), dtype=torch.bool, device=DEVICE)
     hits[:, 0, 0] = True
-    found = fused.sites(
+    found = launch.sites(
         xs,
         hs,
-        fused.kinds(delimiter),
+        launch.kinds(delimiter),
         list(hits),
         alphas=torch.tensor(ALPHAS, device=DEVICE),
         eps=1e-6,
@@ -87,7 +87,7 @@ def test_sites_are_reduced_as_the_reference_does(positions, width, dtype, layer_
 def test_the_residual_stream_is_reduced_as_the_reference_does(dtype):
     hs = [activations(70, 97, dtype, seed) for seed in range(2)]
     hs[0][9, 40] = -5000.0
-    found = fused.residuals(hs)
+    found = launch.residuals(hs)
     for number, h in enumerate(hs):
         wanted = reduction.residual(h)
         assert set(wanted) == set(found)
@@ -112,7 +112,7 @@ def test_experts_are_reduced_as_the_reference_does(dtype, weights_dtype):
     two = (torch.cat([part, part.flip(0)]) for part in (weights, picked))
     order = torch.randperm(2 * picked.numel(), generator=random).to(DEVICE)
     both = torch.cat([raw, raw.flip(0)]).view(-1, 97)[order]
-    found, other = fused.experts(reducer.Picks(both, order, *two), 9, 2)
+    found, other = launch.experts(reducer.Picks(both, order, *two), 9, 2)
     assert found["expert_max_position"][4] == -1
     for name, value in wanted.items():
         assert torch.equal(found[name].to(value.dtype), value), name
@@ -130,7 +130,7 @@ def test_routers_are_reduced_as_the_reference_does(scores):
         logits = torch.randn((70, 9), generator=random).to(DEVICE)
         weights, picked = logits.softmax(1).topk(3, sorted=False)
         outputs.append((logits, weights.bfloat16(), picked))
-    found = fused.routers(outputs, bias, scores)
+    found = launch.routers(outputs, bias, scores)
     for number, output in enumerate(outputs):
         wanted = reduction.router(*output, bias, scores)
         assert torch.equal(found["route"][number], wanted["route"])
@@ -140,15 +140,15 @@ def test_routers_are_reduced_as_the_reference_does(scores):
 
 def test_a_sequence_alone_gives_the_same_bits_as_among_others():
     hs = [activations(70, 96, torch.bfloat16, seed) for seed in range(5)]
-    kinds = fused.kinds(masks(5, 70))
+    kinds = launch.kinds(masks(5, 70))
     alphas = torch.tensor(ALPHAS, device=DEVICE)
 
     def reduce(numbers):
         hits = [torch.zeros((70, 96), dtype=torch.bool, device=DEVICE) for _ in numbers]
         some = [hs[n] for n in numbers]
         kind = kinds[numbers].contiguous()
-        found = fused.sites(some, some, kind, hits, alphas=alphas, eps=1e-6, layer_norm=False)
-        return found | fused.residuals(some)
+        found = launch.sites(some, some, kind, hits, alphas=alphas, eps=1e-6, layer_norm=False)
+        return found | launch.residuals(some)
 
     together, alone = reduce([0, 1, 2, 3, 4]), reduce([3])
     for name, value in alone.items():
@@ -170,10 +170,10 @@ def test_a_model_is_reduced_alike_whole_and_streamed(name, held, tiny_checkpoint
 
 
 def test_kernels_that_are_wrong_or_do_not_compile_are_not_used(monkeypatch):
-    agree, right = choose.agree.__wrapped__, fused.residuals
+    agree, right = choose.agree.__wrapped__, launch.residuals
     assert agree(DEVICE)
-    monkeypatch.setattr(fused, "residuals", lambda hs: {n: v + 1 for n, v in right(hs).items()})
+    monkeypatch.setattr(launch, "residuals", lambda hs: {n: v + 1 for n, v in right(hs).items()})
     assert not agree(DEVICE)
-    monkeypatch.setattr(fused, "residuals", right)
-    monkeypatch.setattr(fused.site_kernels, "site_rows", None)
+    monkeypatch.setattr(launch, "residuals", right)
+    monkeypatch.setattr(launch.site_kernels, "site_rows", None)
     assert not agree(DEVICE)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from running import ALPHAS, DELIMITER, IDS
 
-from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import host_memory, memory, streamed
 from moe_outliers.recording.recorder import Recorder
@@ -91,7 +91,7 @@ def test_the_limit_of_a_group_counts_and_its_cached_files_do_not(
 
 def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint):
     folder = tiny_checkpoint("gpt_oss-mxfp4")
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
     how = {"sequences": 4, "tokens": 64, "micro_batch": 1, "alphas": 9}
     base = memory.needs(engine.model, engine.layouts, **how)
@@ -108,7 +108,7 @@ def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint
 
 def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(tiny_checkpoint, monkeypatch):
     folder = tiny_checkpoint("mixtral")
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         tight = memory.needs(
             engine.model, engine.layouts, sequences=5, tokens=64, micro_batch=1, alphas=5

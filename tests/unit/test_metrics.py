@@ -10,7 +10,7 @@ from moe_outliers.inference import bootstrap
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, VARIABLES, measure
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import statistics_file
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 SHAPE = Shape(sequences=16, blocks=8, width=80, positions=96, dense=1)
@@ -71,8 +71,8 @@ def test_how_sequences_are_grouped_into_files_changes_no_number(model, tables, s
     paths = []
     for start in range(0, 16, size):
         paths.append(tmp_path / f"{start:02d}.nc")
-        statistics.write(data.isel(sequence=slice(start, start + size)), paths[-1])
-    read = statistics.read_all(paths[::-1], VARIABLES)
+        statistics_file.write(data.isel(sequence=slice(start, start + size)), paths[-1])
+    read = statistics_file.read_all(paths[::-1], VARIABLES)
     again = measure("m", read, tokens, CRITERIA, 0)
     for name in tables:
         assert again[name].equals(tables[name]), name

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hub import COMMIT, Fault, Hub
 
-from moe_outliers.checkpoint import http_ranges as ranges
-from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint import http_ranges, hub
 from moe_outliers.checkpoint.http_ranges import ATTEMPTS, Ranges
 from moe_outliers.checkpoint.hub import File
 from moe_outliers.checkpoint.source import Stopped
@@ -68,7 +67,7 @@ def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, ser
 )
 def test_it_waits_for_as_long_as_it_is_asked_to(headers, seconds, served, monkeypatch):
     """Also for longer than it would by itself: the hub counts requests over five minutes."""
-    monkeypatch.setattr(ranges, "LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(http_ranges, "LONGEST_PAUSE_S", 0.1)
     served.faults.append(Fault("429", NAME, headers=headers))
     assert read(reader(served)) == CONTENT
     assert served.faults[0].fired == 1

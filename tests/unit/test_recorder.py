@@ -6,16 +6,14 @@ import reference
 import tiny
 import torch
 
-from moe_outliers import texts
-from moe_outliers import tokens as tokenize
-from moe_outliers.demo import mini_tokenizers as vocabularies
+from moe_outliers import texts, tokenization
+from moe_outliers.demo import mini_tokenizers
 from moe_outliers.demo.miniatures import MINIATURES, PHIMOE, build
 from moe_outliers.engine import resident
 from moe_outliers.recording import reduction
 from moe_outliers.recording.experts import Tap
 from moe_outliers.recording.recorder import Recorder
-from moe_outliers.storage import parquet
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import parquet, statistics_file
 
 FAMILIES = {**MINIATURES, "mini-phimoe": PHIMOE}
 SEQUENCES, TOKENS = 3, 64
@@ -37,8 +35,8 @@ def checkpoint(request, tmp_path_factory):
 def tokens_of(name):
     """The sequences of one family: ids and delimiters, (sequence, position)."""
     cut = texts.cut("text", texts.read_bundled(), sequences=SEQUENCES, tokens=TOKENS)
-    tokenizer = vocabularies.make(FAMILIES[name].tokenizer)
-    table = tokenize.windows(cut, tokenizer, tokens=TOKENS, bos="none")
+    tokenizer = mini_tokenizers.make(FAMILIES[name].tokenizer)
+    table = tokenization.windows(cut, tokenizer, tokens=TOKENS, bos="none")
     return tuple(np.array(table[column].to_pylist()) for column in ("ids", "delimiter"))
 
 
@@ -64,8 +62,8 @@ def measured(model, ids, delimiter, micro_batch, wanted=None):
 
 
 def compare(found, expected, dtype):
-    assert found.keys() == expected.keys() == statistics.VARIABLES.keys()
-    for name, variable in statistics.VARIABLES.items():
+    assert found.keys() == expected.keys() == statistics_file.VARIABLES.keys()
+    for name, variable in statistics_file.VARIABLES.items():
         if variable.dtype.startswith(("int", "uint")):
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
             continue
@@ -107,7 +105,7 @@ def test_a_sequence_is_the_same_alone_and_among_others(checkpoint):
     model = resident.load(folder, device="cpu", dtype="bfloat16")
     among = measured(model, ids, delimiter, micro_batch=1)[1]
     alone = measured(model, ids, delimiter, micro_batch=1, wanted=[1])[1]
-    for variable in statistics.VARIABLES:
+    for variable in statistics_file.VARIABLES:
         assert among[variable].tobytes() == alone[variable].tobytes(), variable
 
 
@@ -183,6 +181,6 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_site(checkpoint)
 
 def test_a_tokens_file_survives_its_round_trip(tmp_path):
     cut = texts.cut("text", texts.read_bundled(), sequences=2, tokens=64)
-    table = tokenize.windows(cut, vocabularies.make("bytes-800"), tokens=64, bos="none")
+    table = tokenization.windows(cut, mini_tokenizers.make("bytes-800"), tokens=64, bos="none")
     parquet.write(table, tmp_path / "tokens.parquet")
-    assert parquet.read(tmp_path / "tokens.parquet", tokenize.SCHEMA).equals(table)
+    assert parquet.read(tmp_path / "tokens.parquet", tokenization.SCHEMA).equals(table)

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, Fault, Hub
 
-from moe_outliers.checkpoint import download as shards
-from moe_outliers.checkpoint import hub
+from moe_outliers.checkpoint import download, hub
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.hub import File
@@ -95,7 +94,7 @@ def test_a_shard_that_was_read_before_it_was_dropped_is_not_waited_for(served, t
 
 
 def test_progress_of_a_shard_is_told_while_it_comes(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "REPORT_S", 0.0)
+    monkeypatch.setattr(download, "REPORT_S", 0.0)
     lines = []
     with closing(opened(served, tmp_path / "store", lines)) as source:
         sweep(source, served, [[NAMES[0]]])

@@ -11,8 +11,7 @@ from hub import Fault, Hub
 from running import ALPHAS, DELIMITER, IDS, hold, remote, stream, taken
 
 from moe_outliers import failpoints, progress
-from moe_outliers.checkpoint import download as shards
-from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint import download, headers
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import dequantise, streamed
 from moe_outliers.recording.accumulator import Kept
@@ -57,14 +56,14 @@ def test_how_the_bytes_travel_changes_no_byte(name, options, tiny_checkpoint, mo
 def test_the_disk_budget_changes_no_byte_and_is_kept(spare, tiny_checkpoint, tmp_path, monkeypatch):
     folder = tiny_checkpoint("qwen3_next")
     sizes = {path.name: path.stat().st_size for path in folder.glob("*.safetensors")}
-    with closing(Folder(folder, checkpoints.shards(folder))) as local:
+    with closing(Folder(folder, headers.shards(folder))) as local:
         layouts = streamed.Streamed(local, device="cpu", dtype="auto").layouts
     least = max(sum(sizes[name] for name in layout.group.shards) for layout in layouts)
     assert least < sum(sizes.values()) / 2
     with Hub() as server:
         source = remote(folder, server, tmp_path, budget=least + spare)
         used = []
-        monkeypatch.setattr(shards, "reach", lambda point: used.append(source._store.used()))
+        monkeypatch.setattr(download, "reach", lambda point: used.append(source._store.used()))
         assert stream(folder, source=source) == stream(folder)
     assert len(used) > 30
     assert max(used) <= least + spare
@@ -126,7 +125,7 @@ def test_a_planted_super_expert_is_named_with_its_feature_and_position(
 
 def variables(folder):
     """Run one sequence streamed; return its variables by name."""
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="float32")
         recorder = Recorder(engine.model, IDS, DELIMITER, ALPHAS)
         list(engine.run(recorder, [0], micro_batch=1, progress=len))
@@ -154,7 +153,7 @@ def test_out_of_device_memory_less_is_read_ahead_and_no_byte_changes(
     monkeypatch.setattr(failpoints, "_reached", Counter())
     monkeypatch.setenv(failpoints.VARIABLE, f"{place}!")
     lines = []
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         assert taken(engine.model, engine.run) == wanted
         lines += engine.plan
@@ -197,7 +196,7 @@ def test_out_of_device_memory_with_nothing_read_ahead_is_an_error_with_the_way_o
 
 def test_a_failing_forward_leaves_no_thread_and_no_parameter_behind(tiny_checkpoint):
     folder, before = tiny_checkpoint("olmoe"), threading.active_count()
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         engine.model.model.layers[1].mlp.gate.forward = None
         with pytest.raises(TypeError):
@@ -208,7 +207,7 @@ def test_a_failing_forward_leaves_no_thread_and_no_parameter_behind(tiny_checkpo
 
 def test_a_parameter_that_did_not_come_to_the_device_is_noticed(tiny_checkpoint):
     folder = tiny_checkpoint("olmoe")
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         engine.layouts[2].group.parameters.pop(3)
         with pytest.raises(ValueError, match=r"block 1: \S+ is on meta"):
@@ -218,7 +217,7 @@ def test_a_parameter_that_did_not_come_to_the_device_is_noticed(tiny_checkpoint)
 def test_progress_says_how_far_it_is(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr(progress, "REPORT_S", 0.0)
     folder, lines = tiny_checkpoint("olmoe"), []
-    with closing(Folder(folder, checkpoints.shards(folder))) as source:
+    with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         recorder = Recorder(engine.model, IDS, DELIMITER, ALPHAS)
         list(engine.run(recorder, [0], micro_batch=1, progress=lines.append))

@@ -14,7 +14,7 @@ from hub import Fault, Hub
 from running import hold, remote, stream, taken
 from safetensors.torch import save_file
 
-from moe_outliers.checkpoint import headers as checkpoints
+from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import streamed
 from moe_outliers.engine.loader import Loader
@@ -116,20 +116,20 @@ def test_a_header_that_claims_to_be_longer_than_the_file_is_refused(length, copy
 
 def test_a_long_header_is_read_whole(copy, monkeypatch):
     wanted = stream(copy)
-    monkeypatch.setattr(checkpoints, "HEADER_READ_BYTES", 100)
+    monkeypatch.setattr(headers, "HEADER_READ_BYTES", 100)
     assert stream(copy) == wanted
 
 
 def test_a_flipped_bit_in_the_header_is_refused_or_harmless(copy):
     path, _, begin = some_shard(copy)
     whole, seen = path.read_bytes(), set()
-    wanted = checkpoints.read_index(copy)
+    wanted = headers.read_index(copy)
     for place in range(0, begin, 7):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
         try:
-            found = checkpoints.read_index(copy)
+            found = headers.read_index(copy)
         except ValueError as error:
             seen.add(str(error).split(":")[0])
         else:
@@ -208,7 +208,7 @@ def test_weights_that_are_no_numbers_as_stored_are_refused(
 
 
 def test_a_whole_file_goes_before_an_index_as_with_transformers(copy):
-    save_file({k: 2 * v for k, v in tiny.tensors(copy).items()}, copy / checkpoints.SINGLE)
+    save_file({k: 2 * v for k, v in tiny.tensors(copy).items()}, copy / headers.SINGLE)
     assert stream(copy, wanted=[0]) == hold(copy, wanted=[0])
 
 
@@ -260,7 +260,7 @@ def test_a_shard_that_changes_while_it_is_read_ends_the_sweep_without_a_result(h
         else:
             os.truncate(path, 100)
 
-    with closing(Folder(copy, checkpoints.shards(copy))) as source:
+    with closing(Folder(copy, headers.shards(copy))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         handle = engine.model.model.layers[0].register_forward_hook(lambda *_: change())
         with pytest.raises(ValueError, match=r"was changed|was truncated"):

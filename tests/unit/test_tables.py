@@ -10,15 +10,11 @@ from scipy import stats
 from snake import ROOT
 from synthetic import Plant, Shape
 
-from moe_outliers.inference import bootstrap, comparison
-from moe_outliers.inference import simulate_classes as validate_classes
-from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.inference import bootstrap, comparison, simulate_classes, simulate_intervals
 from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, measure
-from moe_outliers.report import earlier_work as reference
-from moe_outliers.report import sentences as story
-from moe_outliers.report import summary, tables
+from moe_outliers.report import earlier_work, sentences, summary, tables
 from moe_outliers.stats.multiplicity import holm
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
@@ -69,11 +65,11 @@ def compared(sweep):
 def collected(sweep, compared):
     criteria = {"confidence": 0.95, "seed": 0}
     validated = {
-        "coverage": validate.coverage([8], sets=20, **criteria),
-        "selection": validate.selection([8], 0.25, sets=3, **criteria),
-        **validate_classes.simulate([8], CRITERIA, models=2, **criteria),
+        "coverage": simulate_intervals.coverage([8], sets=20, **criteria),
+        "selection": simulate_intervals.selection([8], 0.25, sets=3, **criteria),
+        **simulate_classes.simulate([8], CRITERIA, models=2, **criteria),
     }
-    expectations = reference.read(ROOT / "config/reference.yaml")
+    expectations = earlier_work.read(ROOT / "config/reference.yaml")
     return tables.collect(*sweep, compared, validated, expectations)
 
 
@@ -144,27 +140,27 @@ def test_every_difference_that_survives_is_told_with_its_interval(collected):
     rows = collected["differences"].to_pandas().query("p_holm <= 0.05")
     assert len(rows) > 2
     said = {}
-    for sentence, found in story.differences(told):
+    for sentence, found in sentences.differences(told):
         most = max(found, key=lambda row: abs(row["estimate"]))
         assert f"{len(found)} of 3 pairs differ" in sentence
-        assert f"{most['model_a']} less {most['model_b']} {story.interval(most)}." in sentence
+        assert f"{most['model_a']} less {most['model_b']} {sentences.interval(most)}." in sentence
         said |= {(r["metric"], r["basis"], r["model_a"], r["model_b"]): r for r in found}
     assert len(said) == len(rows)
     for row in rows.itertuples():
         basis = row.basis if isinstance(row.basis, str) else None
         found = said[row.metric, basis, row.model_a, row.model_b]
         assert (found["estimate"], found["low"]) == pytest.approx((row.estimate, row.low))
-    assert not list(story.differences(told | {"differences": []}))
+    assert not list(sentences.differences(told | {"differences": []}))
 
 
 def test_the_mass_of_a_models_class_has_its_interval(collected):
     told = summary.summarise(collected, vars(CRITERIA), 0)["models"]["gpt-oss-20b"]
     mass = told["mass_shares"]["systematic"]
-    share = story.interval(mass, percent=True)
+    share = sentences.interval(mass, percent=True)
     said = f"1 feature is systematic and holds {share} of the outlier mass;"
     assert mass["low"] < mass["estimate"] < mass["high"]
-    assert said in story.how_sure("m", told)
-    assert "Each of 8 sequences left out: 2 to 2 candidates" in story.cross_batch(told)
+    assert said in sentences.how_sure("m", told)
+    assert "Each of 8 sequences left out: 2 to 2 candidates" in sentences.cross_batch(told)
 
 
 def _by_text(own, metric, basis):
@@ -306,7 +302,7 @@ def test_a_fault_in_the_expectations_is_named(tmp_path, entry, message):
     path = tmp_path / "reference.yaml"
     path.write_text(f"sources: {{ s: text }}\nexpectations: [{entry}]\npublished: []\n")
     with pytest.raises(ValueError, match=message):
-        reference.read(path)
+        earlier_work.read(path)
 
 
 def test_warnings_say_what_a_reader_must_know(sweep, compared):
@@ -320,10 +316,10 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
         tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, {})
     expectations = {"sources": {}, "expectations": [], "published": []}
     validated = {
-        "coverage": validate.COVERAGE.empty_table(),
-        "selection": validate.SELECTION.empty_table(),
-        "classes": validate_classes.CLASSED.empty_table(),
-        "discoveries": validate_classes.DISCOVERIES.empty_table(),
+        "coverage": simulate_intervals.COVERAGE.empty_table(),
+        "selection": simulate_intervals.SELECTION.empty_table(),
+        "classes": simulate_classes.CLASSED.empty_table(),
+        "discoveries": simulate_classes.DISCOVERIES.empty_table(),
     }
     one = tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, expectations)
     named = set(one["warnings"]["warning"].to_pylist())
@@ -331,7 +327,7 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
 
 
 def test_validation_names_every_interval_and_class():
-    found = validate_classes.simulate([8], CRITERIA, models=25, confidence=0.95, seed=0)
+    found = simulate_classes.simulate([8], CRITERIA, models=25, confidence=0.95, seed=0)
     rows, discoveries = (found[name].to_pandas() for name in ("classes", "discoveries"))
     labels = [c for c in rows if c.endswith("_share") and c != "wrong_share"]
     assert np.allclose(rows[labels].sum(axis=1), 1)
@@ -340,7 +336,7 @@ def test_validation_names_every_interval_and_class():
     assert discoveries["planted"].tolist() == ["all", "null"]
     assert discoveries["false_discovery_share"].max() <= 0.05
     assert discoveries["called"][0] > 12  # of 18 that are
-    selected = validate.selection([8], 0.25, sets=60, confidence=0.95, seed=0).to_pandas()
+    selected = simulate_intervals.selection([8], 0.25, sets=60, confidence=0.95, seed=0).to_pandas()
     bias = selected.set_index("estimator")["bias"]
     assert abs(bias["cross_fit"]) < 0.005
     assert bias["same_data"] > 0.02
@@ -356,14 +352,14 @@ def test_false_discoveries_are_counted_model_by_model():
     wrong = [["systematic", "banded"], ["indeterminate"] * 2, ["none", "systematic"]]
     nothing = [["indeterminate"] * 2] * 3
     label = np.array([right, wrong, nothing])
-    found = validate_classes._discoveries(truths, label, 0.95, np.random.default_rng(0))
+    found = simulate_classes._discoveries(truths, label, 0.95, np.random.default_rng(0))
     assert (found["features"], found["called"]) == (6, pytest.approx(7 / 3))
     assert found["false_discovery_share"] == pytest.approx((0 + 2 / 3 + 0) / 3)
 
 
 @pytest.mark.slow
 def test_validation_in_full():
-    found = validate_classes.simulate([8, 16, 32], CRITERIA, models=200, confidence=0.95, seed=1)
+    found = simulate_classes.simulate([8, 16, 32], CRITERIA, models=200, confidence=0.95, seed=1)
     rows, discoveries = (found[name].to_pandas() for name in ("classes", "discoveries"))
     assert discoveries["high"].max() <= 0.05
     null = rows[rows["truth"].isin(["random", "run", "attn_in", "trend", "gaussian"])]
@@ -373,7 +369,9 @@ def test_validation_in_full():
     often = rows[rows["truth"] == "often"].set_index("n")["systematic_share"]
     assert often[16] == pytest.approx(0.60, abs=0.06)
     assert often[32] == pytest.approx(0.90, abs=0.03)
-    selected = validate.selection([16], 0.25, sets=600, confidence=0.95, seed=1).to_pandas()
+    selected = simulate_intervals.selection(
+        [16], 0.25, sets=600, confidence=0.95, seed=1
+    ).to_pandas()
     covered = selected.set_index("estimator")["coverage_share"]
     assert covered["cross_fit"] == pytest.approx(0.96, abs=0.03)
     assert covered["single_feature"] == pytest.approx(0.94, abs=0.03)

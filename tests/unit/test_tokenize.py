@@ -10,8 +10,7 @@ import pytest
 from hub import COMMIT, Fault, Hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from moe_outliers import texts
-from moe_outliers import tokens as tokenize
+from moe_outliers import texts, tokenization
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def tokenizer():
 
 def _window(tokenizer, text, bos="none", tokens=64):
     table = texts.cut("some.txt", text, sequences=2, tokens=tokens)
-    return tokenize.windows(table, tokenizer, tokens=tokens, bos=bos), table
+    return tokenization.windows(table, tokenizer, tokens=tokens, bos=bos), table
 
 
 def test_each_id_ends_at_its_byte_of_the_text(tokenizer):
@@ -41,7 +40,7 @@ def test_each_id_ends_at_its_byte_of_the_text(tokenizer):
         covered = text.encode()[: window["ends"][-1]].decode()
         assert tokenizer.encode(covered, add_special_tokens=False).ids[:60] == window["ids"][:60]
         assert window["ends"] == sorted(window["ends"])
-        assert window["ids_sha256"] == tokenize.ids_sha256(window["ids"])
+        assert window["ids_sha256"] == tokenization.ids_sha256(window["ids"])
 
 
 def test_delimiters_are_stops_commas_and_newlines_after_the_first_position(tokenizer):
@@ -71,7 +70,7 @@ def test_too_few_ids_name_the_document():
     with pytest.raises(
         ValueError, match=r"document some\.txt \(sequence 0\): 1 ids, 64 are needed"
     ):
-        tokenize.windows(table, single, tokens=64, bos="none")
+        tokenization.windows(table, single, tokens=64, bos="none")
 
 
 @pytest.mark.fault(80)
@@ -79,7 +78,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json: no tokenizer"):
-        tokenize.load(path)
+        tokenization.load(path)
 
 
 def _fetch(server, cache):

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_outliers import verify
-from moe_outliers.storage import statistics_file as statistics
+from moe_outliers.storage import statistics_file
 
 MODEL = "small-olmoe"
 
@@ -12,7 +12,7 @@ MODEL = "small-olmoe"
 def written(undisturbed):
     """The statistics of one model, as the slice has written them."""
     paths = sorted((undisturbed.folder / "results/extract" / MODEL).glob("*.nc"))
-    return statistics.read_all(paths)
+    return statistics_file.read_all(paths)
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import yaml
 from slice import ROOT
 
 from moe_outliers.report.figures.catalogue import FIGURES
-from moe_outliers.storage import parquet
-from moe_outliers.storage import statistics_file as statistics
-from moe_outliers.workflow import settings as configuration
+from moe_outliers.storage import parquet, statistics_file
+from moe_outliers.workflow import settings
 
-MODELS = configuration.read_table(ROOT / "config/demo.tsv", ROOT / "config/schemas")
+MODELS = settings.read_table(ROOT / "config/demo.tsv", ROOT / "config/schemas")
 MAGNITUDE, OWN, SHARE, SYSTEMATIC = 6, 3, 0.06, 0.75
 
 
@@ -26,7 +25,7 @@ def fires(demo):
     found = {}
     for model in MODELS:
         paths = sorted((demo.folder / "results/extract" / model).glob("*.nc"))
-        data = statistics.read_all(paths)
+        data = statistics_file.read_all(paths)
         least = SHARE * data.sizes["position"]
         x = data.x_count.sel(alpha=MAGNITUDE).values >= least
         z = data.z_count.sel(alpha=OWN).values >= least

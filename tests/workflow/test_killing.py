@@ -16,7 +16,7 @@ from snake import ROOT, command
 
 from moe_outliers.failpoints import VARIABLE, Failpoint
 from moe_outliers.storage import parquet
-from moe_outliers.tokens import SCHEMA
+from moe_outliers.tokenization import SCHEMA
 
 OLMOE, MIXTRAL = MODELS
 

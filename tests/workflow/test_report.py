@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from moe_outliers.inference import comparison
-from moe_outliers.report import page as report
-from moe_outliers.report import sentences as story
+from moe_outliers.report import sentences
 from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.report.page import TEMPLATE, costs, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = """
@@ -66,10 +66,10 @@ def summary(demo):
 def test_the_page_opens_with_the_answer(page, summary):
     levels = [heading for heading in page.headings if heading[0] == 2]
     assert levels[0][1] == "The answer"
-    assert story.headline(summary) in page.words
+    assert sentences.headline(summary) in page.words
     for model, found in summary["models"].items():
-        assert story.how_sure(model, found) in page.words
-        assert story.cross_batch(found) in page.words
+        assert sentences.how_sure(model, found) in page.words
+        assert sentences.cross_batch(found) in page.words
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_first_sentence_says_which_models_are_systematic(classes, said):
         name: {"number": f"0{n}", "model_class": kind}
         for n, (name, kind) in enumerate(zip("abc", classes, strict=False))
     }
-    assert story.headline({"models": models}) == said
+    assert sentences.headline({"models": models}) == said
 
 
 def test_every_figure_is_in_it_with_its_words_and_nothing_is_fetched(page):
@@ -128,14 +128,14 @@ def test_it_can_be_walked_by_keyboard_and_heard(page):
 def test_every_model_has_a_section_with_its_class_and_numbers(page, summary):
     for model, found in summary["models"].items():
         assert (2, f"{model}: {found['model_class'].replace('_', ' ')}") in page.headings
-        for _, number, _ in story.numbers(found):
+        for _, number, _ in sentences.numbers(found):
             assert number in page.words
 
 
 def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
     assert summary["settings"]["confidence"] == 0.95
     settings = summary["settings"] | {"confidence": 0.9}
-    text = report.page(summary | {"settings": settings}, demo.folder / "results/plots", [])
+    text = render(summary | {"settings": settings}, demo.folder / "results/plots", [])
     assert "intervals are of 90 % confidence" in text
     assert "95 %" not in _Page(text).words
 
@@ -145,15 +145,15 @@ def test_every_correlation_that_survives_is_told_in_words(demo, summary):
         {"property": name, "metric": "k90", "basis": "x", "models": 7, "rho": -0.9}
         for name in (*comparison.PROPERTIES, "bits_per_byte_common")
     ]
-    text = report.page(summary | {"correlations": kept}, demo.folder / "results/plots", [])
-    for said in story.PROPERTIES.values():
+    text = render(summary | {"correlations": kept}, demo.folder / "results/plots", [])
+    for said in sentences.PROPERTIES.values():
         assert f"goes with {said}: rank correlation -0.90 over 7 models." in _Page(text).words
     assert "No number goes with" not in text
 
 
 def test_every_text_can_be_read_by_light_and_in_the_dark():
     """Contrast of WCAG 2.2: 4.5 for text, 3 for the ring around what has the focus."""
-    style = (resources.files("moe_outliers") / "data" / report.TEMPLATE).read_text()
+    style = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text()
     roots = re.findall(r":root \{ (--.*?) \}", style)
     assert len(roots) == 3  # by light, in the dark, in print
     for root in roots:
@@ -179,7 +179,7 @@ def _contrast(*colours):
 def test_a_hostile_name_stays_text(demo, summary):
     hostile = '<script>alert("x")</script>'
     models = {hostile: dict(next(iter(summary["models"].values())))}
-    text = report.page(summary | {"models": models}, demo.folder / "results/plots", [])
+    text = render(summary | {"models": models}, demo.folder / "results/plots", [])
     assert "<script>" not in text
     assert hostile in _Page(text).words
 
@@ -189,9 +189,7 @@ def test_costs_are_the_time_of_each_machine_at_its_price():
         machine = SimpleNamespace(id=pod, seconds=seconds, price_usd_per_h=0.36) if pod else None
         return SimpleNamespace(model=model, device="GPU", pod=machine, versions={"torch": "2"})
 
-    rows = report.costs(
-        [receipt("a", "p1", 100.0), receipt("a", "p1", 1000.0), receipt("b", None, 0)]
-    )
+    rows = costs([receipt("a", "p1", 100.0), receipt("a", "p1", 1000.0), receipt("b", None, 0)])
     assert [(row["model"], row["pod"], row["dollars"]) for row in rows] == [
         ("a", "p1", pytest.approx(0.1)),
         ("b", None, None),

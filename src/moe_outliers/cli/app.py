@@ -228,7 +228,7 @@ def _refusals() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # whoever read this has read enough
             raise
-        from moe_outliers.workflow import script as job
+        from moe_outliers.workflow import script
 
-        typer.echo(f"error: {job.said(error)}", err=True)
+        typer.echo(f"error: {script.said(error)}", err=True)
         raise typer.Exit(1) from None

@@ -8,8 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 
 from moe_outliers.storage import files, receipts
-from moe_outliers.workflow import damage as checks
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import damage, script
 from moe_outliers.workflow.sweep import Sweep
 
 Line = tuple[str, str]
@@ -36,7 +35,7 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
             if found := next((pair for pair in pairs if path in pair[:2]), None):
                 pair = found
             if found or path == Path(f"results/verify/{model}.json"):
-                faults = checks.model_faults(model, pairs, files.sha256, checks.token_ids)
+                faults = damage.model_faults(model, pairs, files.sha256, damage.token_ids)
         yield from _pair(pair, faults.get(pair.statistics)) if pair else _product(path, faults)
     yield "next run", decision(sweep, path)
 
@@ -95,8 +94,8 @@ def _product(path: Path, faults: dict[Path, str]) -> Iterator[Line]:
         yield str(path), "missing"
         return
     yield str(path), "a folder" if path.is_dir() else f"{path.stat().st_size} bytes"
-    fault = checks.product_fault(path, files.sha256) or faults.get(path)
-    yield "valid", f"no: {fault}" if fault else f"yes, by {job.record_path(path)}"
+    fault = damage.product_fault(path, files.sha256) or faults.get(path)
+    yield "valid", f"no: {fault}" if fault else f"yes, by {script.record_path(path)}"
 
 
 def _shorten(reason: str, most: int = 300) -> str:

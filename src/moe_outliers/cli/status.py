@@ -11,7 +11,7 @@ from typing import Any
 
 from moe_outliers.storage import files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow import damage
 from moe_outliers.workflow.sweep import Sweep
 
 STEPS = {
@@ -49,7 +49,7 @@ def status(sweep: Sweep) -> dict[str, Any]:
         ever rented here, and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
-        hashes = DigestCache(checks.MEMORY)
+        hashes = DigestCache(damage.MEMORY)
         models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
         shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
         pods = _pods()
@@ -61,7 +61,7 @@ def status(sweep: Sweep) -> dict[str, Any]:
 
 
 def _model(pairs: list[receipts.Pair], model: str, hashes: DigestCache) -> dict[str, Any]:
-    faults = checks.model_faults(model, pairs, hashes, checks.token_ids)
+    faults = damage.model_faults(model, pairs, hashes, damage.token_ids)
     invalid = sum(pair.statistics in faults for pair in pairs)
     there = [pair for pair in pairs if pair.statistics.exists() or pair.receipt.exists()]
     states = {name: _state(Path(path.format(model=model)), hashes) for name, path in STEPS.items()}
@@ -90,7 +90,7 @@ def _last_line(log: Path, most: int = 4096) -> str:
 def _state(product: Path, sha256: Callable[[Path], str]) -> str:
     if not product.exists():
         return "missing"
-    return "damaged" if checks.product_fault(product, sha256) else "done"
+    return "damaged" if damage.product_fault(product, sha256) else "done"
 
 
 def _pods() -> Any:

@@ -24,7 +24,7 @@ import transformers
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
-from moe_outliers.demo import mini_tokenizers as vocabularies
+from moe_outliers.demo import mini_tokenizers
 from moe_outliers.recording.sites import Site, family_of, sites_of
 from moe_outliers.storage import files
 
@@ -147,7 +147,7 @@ def build(slug: str, plan: Plan, folder: Path) -> None:
         plan: what to build.
         folder: where it goes; replaced if it exists.
     """
-    tokenizer = vocabularies.make(plan.tokenizer)
+    tokenizer = mini_tokenizers.make(plan.tokenizer)
     settings = SIZE | {"vocab_size": tokenizer.get_vocab_size()} | plan.settings
     model = _initialised(slug, transformers.AutoConfig.for_model(plan.kind, **settings))
     stop = [i for t, i in tokenizer.get_vocab().items() if t in (".", "▁.", "Ġ.")]

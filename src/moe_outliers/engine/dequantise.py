@@ -32,9 +32,9 @@ def mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
     Source: Open Compute Project, Microscaling Formats v1.0 (2023), section 5.
     """
     if blocks.is_cuda and out.is_contiguous() and _kernel_agrees(blocks.device, out.dtype):
-        from moe_outliers.engine import dequantise_kernels as weight_kernels
+        from moe_outliers.engine import dequantise_kernels
 
-        weight_kernels.mxfp4(blocks, scales, out)
+        dequantise_kernels.mxfp4(blocks, scales, out)
     else:
         _mxfp4(blocks, scales, out)
 
@@ -87,9 +87,9 @@ def _kernel_agrees(device: torch.device, dtype: torch.dtype) -> bool:
     wanted, found = (torch.empty((2, 64 * 32, 64), dtype=dtype, device=device) for _ in range(2))
     _mxfp4(blocks, scales, wanted)
     try:
-        from moe_outliers.engine import dequantise_kernels as weight_kernels
+        from moe_outliers.engine import dequantise_kernels
 
-        weight_kernels.mxfp4(blocks, scales, found)
+        dequantise_kernels.mxfp4(blocks, scales, found)
     except Exception as error:  # whatever a compiler or a driver raises
         logging.warning("MXFP4 weights are dequantised without a kernel: %s", error)
         return False

@@ -18,8 +18,7 @@ from moe_outliers import progress
 from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.config import quantisation, read_config
 from moe_outliers.checkpoint.source import Source
-from moe_outliers.engine import memory
-from moe_outliers.engine import weight_map as placement
+from moe_outliers.engine import memory, weight_map
 from moe_outliers.engine.cuda_graphs import Replays
 from moe_outliers.engine.loader import CHUNKS_PER_READER, Loader
 from moe_outliers.engine.meta_model import dtype_of, put, replaced, skeleton
@@ -81,7 +80,7 @@ class Streamed:
         index = headers.index_of(source)
         self.model = skeleton(source.folder, dtype_of(dtype, config, index), self.device)
         try:
-            groups = placement.groups(self.model, index, quantised)
+            groups = weight_map.groups(self.model, index, quantised)
         except ValueError as error:
             raise ValueError(f"{source.folder}: {error}") from None
         self.layouts = [Layout(group) for group in groups]

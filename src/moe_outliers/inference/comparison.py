@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from moe_outliers.inference import bootstrap as bootstrapping
+from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import language
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values
@@ -101,7 +101,7 @@ def compare(
     """
     common = _common_bits(models)
     bits = [
-        bootstrapping.bootstrap(
+        bootstrap.bootstrap(
             common[model],
             measured.sequences,
             criteria,
@@ -168,7 +168,7 @@ def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.Dat
     frame = frame[frame["sequence"].notna()]
     plain = ["kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"]
     frame = frame[frame[plain].isna().all(axis=1)]
-    frame = frame[bootstrapping.headline(frame, criteria)]
+    frame = frame[bootstrap.headline(frame, criteria)]
     text = dict(zip(*(measured.sequences[n].to_pylist() for n in _PAIRED_BY), strict=True))
     frame = frame.assign(text=frame["sequence"].map(text), basis=frame["basis"].fillna(""))
     table = frame.pivot(index="text", columns=["metric", "basis"], values="value")
@@ -201,7 +201,7 @@ def _difference(a: "pd.Series[float]", b: "pd.Series[float]", confidence: float)
     paired = (a - b).dropna().to_numpy(dtype=float)
     nothing = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
     if not len(paired):
-        return nothing | {"method": intervals.NONE, "n": 0, "degenerate": bootstrapping.NO_VALUES}
+        return nothing | {"method": intervals.NONE, "n": 0, "degenerate": bootstrap.NO_VALUES}
     found = intervals.of_differences(paired[:, None], confidence=confidence)
     p = 1.0 if not paired.any() else np.nan
     if found.method[0] == intervals.T:

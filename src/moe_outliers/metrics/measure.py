@@ -4,11 +4,7 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers.metrics import by_feature as features
-from moe_outliers.metrics import by_sequence as headline
-from moe_outliers.metrics import by_site as network
-from moe_outliers.metrics import by_threshold as sensitivity
-from moe_outliers.metrics import language, residual
+from moe_outliers.metrics import by_feature, by_sequence, by_site, by_threshold, language, residual
 from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.legacy import Legacy
@@ -54,11 +50,11 @@ PROVENANCE = parquet.schema(
 TABLES: dict[str, pa.Schema] = {
     "values": VALUES,
     "sequences": SEQUENCES,
-    "features": features.SCHEMA,
-    "profile": features.PROFILE,
+    "features": by_feature.SCHEMA,
+    "profile": by_feature.PROFILE,
     "blocks": residual.SCHEMA,
-    "experts": network.EXPERTS,
-    "sensitivity": sensitivity.SCHEMA,
+    "experts": by_site.EXPERTS,
+    "sensitivity": by_threshold.SCHEMA,
     "stability": STABILITY,
     "cross_batch": CROSS_BATCH,
     "provenance": PROVENANCE,
@@ -85,7 +81,7 @@ def measure(
     Args:
         model: its slug.
         statistics: of all its sequences.
-        tokens: its tokens, of tokenize.SCHEMA.
+        tokens: its tokens, of tokenization.SCHEMA.
         criteria: what counts as an outlier feature.
         seed: of every random draw.
 
@@ -102,25 +98,25 @@ def measure(
         position_share=criteria.position_share,
     )
     values = Values(model, study.sequences)
-    headline.add_held_out(values, study, extremes)
-    headline.add_whole(values, study, extremes)
-    headline.add_legacy(values, study, legacy)
-    tokens_table = headline.add_language(values, study)
-    network.add_sites(values, study, extremes)
-    described = features.describe(study, extremes, legacy)
+    by_sequence.add_held_out(values, study, extremes)
+    by_sequence.add_whole(values, study, extremes)
+    by_sequence.add_legacy(values, study, legacy)
+    tokens_table = by_sequence.add_language(values, study)
+    by_site.add_sites(values, study, extremes)
+    described = by_feature.describe(study, extremes, legacy)
     tables = {
         "sequences": study.sequence_table(),
         "features": described,
-        "profile": features.profile(study, extremes, described),
-        "blocks": network.add_blocks(values, study),
-        "experts": network.add_routers(values, study),
-        "sensitivity": sensitivity.sweep(values, study),
+        "profile": by_feature.profile(study, extremes, described),
+        "blocks": by_site.add_blocks(values, study),
+        "experts": by_site.add_routers(values, study),
+        "sensitivity": by_threshold.sweep(values, study),
         "stability": _stability(study),
         "cross_batch": _cross_batch(study),
         "provenance": _provenance(study),
         "tokens": tokens_table,
     }
-    single = headline.add_features(study, extremes)
+    single = by_sequence.add_features(study, extremes)
     return {"values": pa.concat_tables([values.table(), single])} | tables
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from moe_outliers import __version__
-from moe_outliers.report import sentences as story
+from moe_outliers.report import sentences
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import receipts
 
@@ -33,7 +33,7 @@ MARKS = {
 """The mark of each class of a model, as in the figures; it stands beside the word, never alone."""
 
 
-def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, Any]]) -> str:
+def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, Any]]) -> str:
     """Write the report.
 
     Args:
@@ -42,20 +42,20 @@ def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, A
         costs: as `costs` returns them.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"interval": story.interval, "named": story.named}
+    environment.filters |= {"interval": sentences.interval, "named": sentences.named}
     template = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text(encoding="utf-8")
     figures = {name: _figure(name, plots) for name in FIGURES}
     return environment.from_string(template).render(
         version=__version__,
         summary=summary,
-        headline=story.headline(summary),
-        measured=story.measured(summary),
-        classes=[(kind, story.CLASSES[kind]) for kind in story.classes(summary)],
+        headline=sentences.headline(summary),
+        measured=sentences.measured(summary),
+        classes=[(kind, sentences.CLASSES[kind]) for kind in sentences.classes(summary)],
         marks=MARKS,
-        differences=list(story.differences(summary)),
-        correlations=list(story.correlations(summary)),
+        differences=list(sentences.differences(summary)),
+        correlations=list(sentences.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
-        models=[_model(model, found) for model, found in story.models_of(summary).items()],
+        models=[_model(model, found) for model, found in sentences.models_of(summary).items()],
         validation=summary["validation"],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),
@@ -64,7 +64,7 @@ def page(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str, A
 
 def opening(summary: Mapping[str, Any]) -> str:
     """Write what the report opens with, in reStructuredText: results/tables/answer.rst."""
-    lines = [f"* {_plain(line)}" for line in story.answer(summary)]
+    lines = [f"* {_plain(line)}" for line in sentences.answer(summary)]
     return "\n".join(["The answer", "----------", "", *lines, ""])
 
 
@@ -111,13 +111,13 @@ def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": model,
         "found": found,
-        "how_sure": story.how_sure(model, found),
-        "evidence": story.evidence(found),
-        "numbers": list(story.numbers(found)),
+        "how_sure": sentences.how_sure(model, found),
+        "evidence": sentences.evidence(found),
+        "numbers": list(sentences.numbers(found)),
         "features": features[:FEATURES],
-        "controls": list(story.controls(found)),
-        "cross_batch": story.cross_batch(found),
-        "legacy": list(story.legacy(found)),
+        "controls": list(sentences.controls(found)),
+        "cross_batch": sentences.cross_batch(found),
+        "legacy": list(sentences.legacy(found)),
         "warnings": [row["detail"] for row in found["warnings"]],
     }
 

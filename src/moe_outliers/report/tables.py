@@ -5,13 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from moe_outliers.inference import bootstrap, comparison
-from moe_outliers.inference import simulate_classes as classed
-from moe_outliers.inference import simulate_intervals as validate
+from moe_outliers.inference import bootstrap, comparison, simulate_classes, simulate_intervals
 from moe_outliers.metrics import measure
 from moe_outliers.metrics.values import METRICS
-from moe_outliers.report import earlier_work as reference
-from moe_outliers.report import reader_warnings as findings
+from moe_outliers.report import earlier_work, reader_warnings
 from moe_outliers.report.stable_ranges import SCHEMA as STABLE
 from moe_outliers.report.stable_ranges import stable_ranges
 from moe_outliers.storage import parquet
@@ -72,14 +69,14 @@ TABLES: dict[str, pa.Schema] = {
     "differences": comparison.DIFFERENCES,
     "correlations": comparison.CORRELATIONS,
     "stable_ranges": STABLE,
-    "legacy": findings.LEGACY,
-    "reference": reference.SCHEMA,
-    "published": reference.PUBLISHED,
-    "warnings": findings.WARNINGS,
-    "validate_coverage": validate.COVERAGE,
-    "validate_selection": validate.SELECTION,
-    "validate_classes": classed.CLASSED,
-    "validate_discoveries": classed.DISCOVERIES,
+    "legacy": reader_warnings.LEGACY,
+    "reference": earlier_work.SCHEMA,
+    "published": earlier_work.PUBLISHED,
+    "warnings": reader_warnings.WARNINGS,
+    "validate_coverage": simulate_intervals.COVERAGE,
+    "validate_selection": simulate_intervals.SELECTION,
+    "validate_classes": simulate_classes.CLASSED,
+    "validate_discoveries": simulate_classes.DISCOVERIES,
     "metrics": CATALOGUE,
     "dictionary": DICTIONARY,
 }
@@ -101,7 +98,7 @@ def collect(
         rows: of the table of models, by slug.
         compared: `intervals`, `differences` and `correlations`.
         validated: `coverage`, `selection`, `classes` and `discoveries`.
-        expectations: as reference.read returns it.
+        expectations: as earlier_work.read returns it.
 
     Returns:
         The tables, named and typed as TABLES says.
@@ -112,12 +109,12 @@ def collect(
     found |= {name: compared[name] for name in ("differences", "correlations")}
     found |= {f"validate_{name}": table for name, table in validated.items()}
     found["stable_ranges"] = stable_ranges(found["sensitivity"], found["intervals"])
-    found["reference"] = reference.compare(
+    found["reference"] = earlier_work.compare(
         expectations, list(models), found["intervals"], found["features"], found["sensitivity"]
     )
-    found["published"] = reference.published(expectations)
-    found["legacy"] = findings.legacy(list(models), found["intervals"], found["reference"])
-    found["warnings"] = findings.warnings(list(models), found)
+    found["published"] = earlier_work.published(expectations)
+    found["legacy"] = reader_warnings.legacy(list(models), found["intervals"], found["reference"])
+    found["warnings"] = reader_warnings.warnings(list(models), found)
     found["metrics"] = _catalogue()
     found["dictionary"] = dictionary()
     return {name: found[name].select(schema.names) for name, schema in TABLES.items()}

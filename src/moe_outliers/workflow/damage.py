@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moe_outliers.storage import digests, files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import script
 
 MEMORY = Path(".snakemake/moe-outliers/hashes.json")
 """Where a folder's digests are remembered."""
@@ -19,11 +19,11 @@ IDS = Path(".snakemake/moe-outliers/ids.json")
 
 def token_ids(tokens: Path) -> str:
     """Return the digests of the token ids of each sequence, spaces between; none if damaged."""
-    from moe_outliers import tokens as tokenize
+    from moe_outliers import tokenization
     from moe_outliers.storage import parquet
 
     try:
-        return " ".join(parquet.read(tokens, tokenize.SCHEMA)["ids_sha256"].to_pylist())
+        return " ".join(parquet.read(tokens, tokenization.SCHEMA)["ids_sha256"].to_pylist())
     except ValueError:
         return ""
 
@@ -97,7 +97,7 @@ def model_faults(
 
 def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
     """Say what is wrong with a product of a rule, by its recorded digest; None if nothing is."""
-    record = job.record_path(product)
+    record = script.record_path(product)
     if not record.is_file():
         return "its digest was never recorded"
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import settings as configuration
+from moe_outliers.workflow import settings
 
 STATISTICS = "results/extract/{model}/{batch}.nc"
 RECEIPT = "results/extract/{model}/{batch}.json"
@@ -30,7 +30,7 @@ class Sweep:
     directory: Path
     overlays: tuple[Path, ...]
     config: dict[str, Any]
-    models: dict[str, configuration.Row]
+    models: dict[str, settings.Row]
 
     def pairs(self, model: str) -> list[receipts.Pair]:
         """Return a model's batches, with paths relative to the directory."""
@@ -55,7 +55,7 @@ def load(directory: Path, overlays: Sequence[Path], workflow: Path | None = None
     config: dict[str, Any] = {}
     for path in (above / "config/config.yaml", *overlays):
         config = _over(config, _settings(path))
-    rows = configuration.models(config, above / config["table"], above / "config/schemas")
+    rows = settings.models(config, above / config["table"], above / "config/schemas")
     return Sweep(above, directory, tuple(overlays), config, rows)
 
 

@@ -18,8 +18,7 @@ from moe_outliers import __version__
 from moe_outliers.cli.status import STEPS, WHOLE
 from moe_outliers.storage import files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import damage as checks
-from moe_outliers.workflow import script as job
+from moe_outliers.workflow import damage, script
 from moe_outliers.workflow.sweep import Sweep
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -84,11 +83,11 @@ def write(sweep: Sweep, folder: Path) -> int:
 def _refuse_unfinished(sweep: Sweep) -> None:
     """Make sure that every result is there and is what its rule wrote."""
     steps = [path.format(model=model) for model in sweep.models for path in STEPS.values()]
-    checks.refuse_damaged(sweep.directory, [*steps, *WHOLE.values()])
+    damage.refuse_damaged(sweep.directory, [*steps, *WHOLE.values()])
     with chdir(sweep.directory):
         for model in sweep.models:
             pairs = sweep.pairs(model)
-            faults = checks.pair_faults(pairs, DigestCache(checks.MEMORY))
+            faults = damage.pair_faults(pairs, DigestCache(damage.MEMORY))
             for path in (pair.statistics for pair in pairs):
                 fault = faults.get(path) or (None if path.exists() else "is not there")
                 if fault:
@@ -169,7 +168,7 @@ def _results(sweep: Sweep) -> Iterator[Path]:
     for path in sorted((sweep.directory / "results").rglob("*.*")):
         name = path.relative_to(sweep.directory)
         hidden = any(part.startswith(".") for part in name.parts)
-        records = (sweep.directory / job.record_path(p) for p in (name, *name.parents[:-2]))
+        records = (sweep.directory / script.record_path(p) for p in (name, *name.parents[:-2]))
         if path.is_file() and not hidden and (name in batches or any(r.is_file() for r in records)):
             yield path
 

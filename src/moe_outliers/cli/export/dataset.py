@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from moe_outliers import __version__
-from moe_outliers.report import sentences as story
+from moe_outliers.report import sentences
 from moe_outliers.report.tables import TABLES
 from moe_outliers.storage import files
-from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow import damage
 from moe_outliers.workflow.sweep import Sweep
 
 ALLOWED = {f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")}
@@ -45,7 +45,7 @@ def write(sweep: Sweep, folder: Path) -> int:
             f"{tables / strange[0]} is no table of this program, and would be published: move it"
         )
     published = [*(f"{name}.parquet" for name in TABLES), "summary.json"]
-    checks.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
+    damage.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
     summary = files.read_json(tables / "summary.json")
     card = "\n".join(_card(summary, tables))
     with files.whole_folder(folder) as part:
@@ -57,7 +57,7 @@ def write(sweep: Sweep, folder: Path) -> int:
     return len(TABLES) + 2
 
 
-def _card(summary: story.Summary, tables: Path) -> Iterator[str]:
+def _card(summary: sentences.Summary, tables: Path) -> Iterator[str]:
     configs = [
         {"config_name": name, "data_files": f"data/{name}.parquet"}
         | ({"default": True} if name == "intervals" else {})
@@ -71,7 +71,7 @@ def _card(summary: story.Summary, tables: Path) -> Iterator[str]:
     }
     yield "---\n" + yaml.safe_dump(front, sort_keys=False).strip() + "\n---\n"
     yield "# Outlier features of Mixture-of-Experts language models\n"
-    yield from (f"- {line}" for line in story.answer(summary))
+    yield from (f"- {line}" for line in sentences.answer(summary))
     yield "\n## Tables\n\n| config | rows | columns |\n| --- | --- | --- |"
     for name in TABLES:
         found = pq.read_metadata(tables / f"{name}.parquet")

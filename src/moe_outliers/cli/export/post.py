@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_outliers import __version__
-from moe_outliers.report import page as report
-from moe_outliers.report import sentences as story
+from moe_outliers.report import page, sentences
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import files
-from moe_outliers.workflow import damage as checks
+from moe_outliers.workflow import damage
 from moe_outliers.workflow.sweep import Sweep
 
 OPENING = "features_by_site"
@@ -35,7 +34,7 @@ def write(sweep: Sweep, folder: Path) -> int:
     source = results / "tables/summary.json"
     shown = {name: results / f"figures/{name}.svg" for name in FIGURES}
     told = [f"results/plots/{name}.txt" for name in FIGURES]
-    checks.refuse_damaged(
+    damage.refuse_damaged(
         sweep.directory, ["results/tables/summary.json", "results/figures", *told]
     )
     summary = files.read_json(source)
@@ -50,21 +49,21 @@ def write(sweep: Sweep, folder: Path) -> int:
 
 
 def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str]:
-    models = story.models_of(summary)
+    models = sentences.models_of(summary)
     noun = "model" if len(models) == 1 else "models"
     yield f"# Outlier features of {len(models)} Mixture-of-Experts {noun}\n"
-    first, *more = story.answer(summary)
+    first, *more = sentences.answer(summary)
     yield f"{_plain(first)}\n"
     yield from _figure(OPENING, words)
     yield from (f"- {_plain(line)}" for line in more)
     yield "\n## The models beside each other\n"
-    compared = [line for line, _ in story.differences(summary)]
+    compared = [line for line, _ in sentences.differences(summary)]
     compared = compared or ["No difference between two models survives Holm's correction."]
-    compared += story.correlations(summary)
+    compared += sentences.correlations(summary)
     yield from (f"- {_plain(line)}" for line in compared)
-    for section in report.SECTIONS:
+    for section in page.SECTIONS:
         names = [n for n, entry in FIGURES.items() if entry.section == section and n != OPENING]
-        if section != report.SECTIONS[0] and names:
+        if section != page.SECTIONS[0] and names:
             yield f"\n## {section}\n"
         for name in names:
             yield from ("", *_figure(name, words))
@@ -85,13 +84,13 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
 
 def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {model}\n"
-    yield f"{_plain(story.how_sure(model, found))}\n"
+    yield f"{_plain(sentences.how_sure(model, found))}\n"
     yield "| | estimate, interval | made by |\n| --- | --- | --- |"
-    yield from (f"| {_plain(' | '.join(row))} |" for row in story.numbers(found))
+    yield from (f"| {_plain(' | '.join(row))} |" for row in sentences.numbers(found))
     yield ""
-    lines = [*story.controls(found), story.cross_batch(found)]
+    lines = [*sentences.controls(found), sentences.cross_batch(found)]
     yield from (f"- {_plain(line)}" for line in lines)
-    yield from (f"- {_plain(line)}" for line in story.legacy(found))
+    yield from (f"- {_plain(line)}" for line in sentences.legacy(found))
     yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe_outliers.recording import reducer, reduction
-from moe_outliers.recording.gpu import launch as fused
+from moe_outliers.recording.gpu import launch
 from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_of
 from moe_outliers.recording.sites import Family
 
@@ -43,7 +43,7 @@ class Batched:
         self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
     ) -> None:
         self._keep, self._family = keep, family
-        self._delimiter, self._kinds = delimiter, fused.kinds(delimiter)
+        self._delimiter, self._kinds = delimiter, launch.kinds(delimiter)
         self._compiled = False
         self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
         self._held: dict[Key, Held] = {}
@@ -59,7 +59,7 @@ class Batched:
         if not self._compiled:
             with self._here:
                 how = {"layer_norm": self._family.layer_norm}
-                fused.compile_all(h, self._delimiter[:1], self._alphas, **how)
+                launch.compile_all(h, self._delimiter[:1], self._alphas, **how)
             self._compiled = True
         fixed = hits, epsilon(norm)
         self._hold(("site", number, "norm"), sequence, (x.contiguous(), h.contiguous()), fixed)
@@ -75,7 +75,7 @@ class Batched:
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the experts at once: their outputs are too large to be held."""
         with self._here:
-            return fused.experts(picks, count, sequences)
+            return launch.experts(picks, count, sequences)
 
     def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
         """Take what the experts wrote at most."""
@@ -134,17 +134,17 @@ class Batched:
         self, kind: str, fixed: tuple[Any, ...], sequences: Sequence[int], parts: Sequence[Any]
     ) -> dict[str, Tensor]:
         if kind == "residual":
-            return fused.residuals(parts[0])
+            return launch.residuals(parts[0])
         if kind == "router":
             (bias,) = fixed
-            return fused.routers(list(zip(*parts, strict=True)), bias, self._family.scores)
+            return launch.routers(list(zip(*parts, strict=True)), bias, self._family.scores)
         if kind == "experts":
             *values, total = map(torch.stack, parts)
             found = dict(zip(*fixed, values, strict=True))
             return found | total_of(found, total)
         hits, eps = fixed
         xs, hs = parts
-        return fused.sites(
+        return launch.sites(
             xs,
             hs,
             torch.stack([self._kinds[sequence] for sequence in sequences]),
@@ -170,7 +170,7 @@ def compare_with_plain(device: str) -> None:
     wanted = reduction.site(h, z, delimiter[0], alphas) | reduction.residual(h)
     hits, limits = [torch.zeros_like(h, dtype=torch.bool)], torch.tensor(alphas, device=device)
     how: Any = {"alphas": limits, "eps": 1e-6, "layer_norm": False}
-    fused.compile_all(h, delimiter, limits, layer_norm=False)
-    found = fused.sites([h], [h], fused.kinds(delimiter), hits, **how) | fused.residuals([h])
+    launch.compile_all(h, delimiter, limits, layer_norm=False)
+    found = launch.sites([h], [h], launch.kinds(delimiter), hits, **how) | launch.residuals([h])
     for name, value in wanted.items():
         torch.testing.assert_close(found[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)
