@@ -7,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 from moe_outliers import versions
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import resources, settings
+from moe_outliers.workflow import paths, resources, settings
 
 
 def here(path):
@@ -28,7 +28,7 @@ models = {
 }
 data = config["data"]
 batches = receipts.batches(data["sequences"], data["batch_size"])
-pairs = ["results/extract/{model}/{batch}.nc", "results/extract/{model}/{batch}.json"]
+pairs = [paths.STATISTICS, paths.RECEIPT]
 damaged = {}  # reason by path; heal.smk fills it in
 
 
@@ -59,10 +59,8 @@ def tokens_of(wildcards):
     It is built again with the same bytes, and where Snakemake has no record of the batches, their
     receipts say that it is the one they were made from: neither must send the model to a GPU again.
     """
-    tokens, own = f"results/tokens/{wildcards.model}.parquet", pairs_of(wildcards.model)
-    restored = any(
-        not Path(p).exists() or Path(p) in damaged for p in ("results/texts.parquet", tokens)
-    )
+    tokens, own = paths.TOKENS.format(model=wildcards.model), pairs_of(wildcards.model)
+    restored = any(not Path(p).exists() or Path(p) in damaged for p in (paths.TEXTS, tokens))
     unknown = any(workflow.persistence._read_record(str(pair.statistics)) is None for pair in own)
     whole = all(s.exists() and r.exists() and s not in damaged for s, r, _ in own)
     return ancient(tokens) if whole and (restored or unknown) else tokens
@@ -75,4 +73,4 @@ def figure(name):
 
 def tables_of(wildcards):
     """Return the tables that the job's figure is drawn from."""
-    return [f"results/tables/{table}.parquet" for table in FIGURES[wildcards.figure].tables]
+    return [paths.TABLE.format(table=table) for table in FIGURES[wildcards.figure].tables]

@@ -13,10 +13,9 @@ from snakemake.persistence.file import FilePersistence
 
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.storage import files
-from moe_outliers.workflow import damage, lock
+from moe_outliers.workflow import damage, lock, paths
 from moe_outliers.workflow.script import announce
 
-state = Path(".snakemake/moe-outliers")
 say = partial(print, file=sys.stderr, flush=True)
 
 
@@ -24,7 +23,7 @@ def clear_after_dead_owner():
     """Remove what a killed run left: its locks, its copies of outputs, its half-written files."""
     for folder in ("locks", "backups"):
         shutil.rmtree(Path(".snakemake", folder), ignore_errors=True)
-    for path in files.below("results"):
+    for path in files.below(paths.RESULTS):
         if path.name.startswith(".") and path.name.endswith(files.PART):
             files.remove(path)
 
@@ -35,7 +34,7 @@ def find_damage():
     makers = [each for each in workflow.rules if each.name != "extract"]
     products = [
         path
-        for path in files.below("results")
+        for path in files.below(paths.RESULTS)
         if not any(part.startswith(".") for part in path.parts)
         and any(maker.is_producer(str(path)) for maker in makers)
     ]
@@ -95,9 +94,9 @@ FileBackupMixin.backup_output = FileBackupMixin.restore_output = lambda store, p
 
 announce()
 if workflow.is_main_process:
-    if place := lock.unwritable(state, Path("results")):
+    if place := lock.unwritable(paths.STATE, paths.RESULTS):
         raise WorkflowError(f"{place} cannot be written to: mend that, and run again")
-    claimed, who = lock.claim(state / "owner", say)
+    claimed, who = lock.claim(paths.OWNER, say)
     if claimed is None:
         say(f"another run is under way here: {who}; nothing is checked or marked beside it")
     else:
@@ -109,7 +108,7 @@ if workflow.is_main_process:
 
 onstart:
     refuse_without_gpu()
-    own, who = lock.claim(state / "owner", say)
+    own, who = lock.claim(paths.OWNER, say)
     if own is None:
         raise WorkflowError(f"this folder is in use by {who}: wait for it, or end it")
     if who:

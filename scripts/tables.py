@@ -8,6 +8,7 @@ import pyarrow.csv
 
 from moe_outliers.report import earlier_work, summary, tables
 from moe_outliers.storage import files, parquet
+from moe_outliers.workflow import paths
 from moe_outliers.workflow.script import run
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 def main(job: Any) -> None:
     """Read every table of every model, write them stacked, and the summary."""
-    paths = list(map(Path, [*job.input.metrics, *job.input.others]))
+    inputs = list(map(Path, [*job.input.metrics, *job.input.others]))
     rows = {row["model"]: row for row in job.params.rows}
     models = {}
     for model, intervals in zip(rows, job.input.intervals, strict=True):
-        own = {p.name.removeprefix(f"{model}.").removesuffix(".parquet"): p for p in paths}
-        own |= {"values": Path(f"results/metrics/{model}.parquet"), "intervals": Path(intervals)}
+        own = {p.name.removeprefix(f"{model}.").removesuffix(".parquet"): p for p in inputs}
+        own |= {"values": Path(paths.VALUES.format(model=model)), "intervals": Path(intervals)}
         models[model] = {n: parquet.read(own[n]) for n in (*tables.OF_MODELS, "intervals")}
     found = tables.collect(
         models,

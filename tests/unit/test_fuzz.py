@@ -9,7 +9,7 @@ import pytest
 from moe_outliers import texts, tokenization
 from moe_outliers.storage import digests, files, parquet, receipts, statistics_file
 from moe_outliers.storage.receipts import Expected, Pair
-from moe_outliers.workflow import damage, script
+from moe_outliers.workflow import damage, paths, script
 
 CASES = 2_000
 MANY = 100_000
@@ -182,7 +182,7 @@ def test_a_recorded_digest_that_is_mutated_never_vouches_for_another_file(origin
     path.write_bytes(source.read_bytes())
     product = type(path)(path.name)
     script.record(product)
-    record = script.record_path(product)
+    record = paths.record_of(product)
     original = record.read_bytes()
     path.write_bytes(source.read_bytes() + b" ")
     draw = random.Random(5)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moe_outliers.workflow import paths
+
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -68,6 +70,27 @@ def test_every_script_is_a_main_around_its_rule_and_imports_no_snakemake():
 def test_no_threshold_of_the_science_stands_outside_the_settings():
     shares = re.compile(r"=\s*0?\.(?:25|06)\b")
     assert not [p for p in MODULES if shares.search(p.read_text())]
+
+
+def test_every_path_of_a_result_has_one_home_which_says_what_the_rules_say():
+    rules = "\n".join(path.read_text() for path in RULES)
+    for name, path in vars(paths).items():
+        if isinstance(path, str) and path.startswith("results/"):
+            assert f'"{path}"' in rules or f"paths.{name}" in rules, name
+    spelt = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*MODULES, *SCRIPTS]
+        if any(text.startswith("results/") for text in _texts(ast.parse(path.read_text())))
+    }
+    assert spelt == {"src/moe_outliers/workflow/paths.py"}
+
+
+def _texts(tree):
+    """Yield every text of a module but its docstrings."""
+    said = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said:
+            yield node.value
 
 
 def test_config_readme_documents_every_key_as_its_schema_does_and_no_other():

@@ -8,7 +8,7 @@ from contextlib import chdir
 from pathlib import Path
 
 from moe_outliers.storage import files, receipts
-from moe_outliers.workflow import damage, script
+from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 Line = tuple[str, str]
@@ -34,7 +34,7 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
             pairs = sweep.pairs(model)
             if found := next((pair for pair in pairs if path in pair[:2]), None):
                 pair = found
-            if found or path == Path(f"results/verify/{model}.json"):
+            if found or path == Path(paths.VERDICT.format(model=model)):
                 faults = damage.model_faults(model, pairs, files.sha256, damage.token_ids)
         yield from _pair(pair, faults.get(pair.statistics)) if pair else _product(path, faults)
     yield "next run", decision(sweep, path)
@@ -95,7 +95,7 @@ def _product(path: Path, faults: dict[Path, str]) -> Iterator[Line]:
         return
     yield str(path), "a folder" if path.is_dir() else f"{path.stat().st_size} bytes"
     fault = damage.product_fault(path, files.sha256) or faults.get(path)
-    yield "valid", f"no: {fault}" if fault else f"yes, by {script.record_path(path)}"
+    yield "valid", f"no: {fault}" if fault else f"yes, by {paths.record_of(path)}"
 
 
 def _shorten(reason: str, most: int = 300) -> str:

@@ -11,31 +11,11 @@ from typing import Any
 
 from moe_outliers.storage import files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import damage
+from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
-
-STEPS = {
-    "tokens": "results/tokens/{model}.parquet",
-    "verify": "results/verify/{model}.json",
-    "metrics": "results/metrics/{model}.parquet",
-    "bootstrap": "results/bootstrap/{model}.parquet",
-}
-"""The product of each step of one model, in order."""
-
-LOG = "logs/extract/{model}.log"
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")
 """What stands before each line of a log."""
-
-LEDGER = ".snakemake/runpod/ledger.jsonl"
-
-WHOLE = {
-    "texts": "results/texts.parquet",
-    "tables": "results/tables/summary.json",
-    "figures": "results/figures",
-    "report": "results/report.html",
-}
-"""The products of all models together."""
 
 
 def status(sweep: Sweep) -> dict[str, Any]:
@@ -49,9 +29,9 @@ def status(sweep: Sweep) -> dict[str, Any]:
         ever rented here, and `error` where the ledger cannot be read.
     """
     with chdir(sweep.directory):
-        hashes = DigestCache(damage.MEMORY)
+        hashes = DigestCache(paths.DIGEST_CACHE)
         models = {model: _model(sweep.pairs(model), model, hashes) for model in sweep.models}
-        shared = {name: _state(Path(path), hashes) for name, path in WHOLE.items()}
+        shared = {name: _state(Path(path), hashes) for name, path in paths.SHARED.items()}
         pods = _pods()
     for job in pods if isinstance(pods, list) else []:
         model = job["job"].removeprefix("extract ")
@@ -64,16 +44,17 @@ def _model(pairs: list[receipts.Pair], model: str, hashes: DigestCache) -> dict[
     faults = damage.model_faults(model, pairs, hashes, damage.token_ids)
     invalid = sum(pair.statistics in faults for pair in pairs)
     there = [pair for pair in pairs if pair.statistics.exists() or pair.receipt.exists()]
-    states = {name: _state(Path(path.format(model=model)), hashes) for name, path in STEPS.items()}
+    steps = ((name, Path(path.format(model=model))) for name, path in paths.STEPS.items())
+    states = {name: _state(path, hashes) for name, path in steps}
     if states["verify"] == "done":
-        verdict = files.read_json(STEPS["verify"].format(model=model))
+        verdict = files.read_json(paths.VERDICT.format(model=model))
         states["verify"] = "valid" if verdict["valid"] else "invalid"
     return {
         "batches_total": len(pairs),
         "batches_valid": len(there) - invalid,
         "batches_invalid": invalid,
         **states,
-        "progress": _last_line(Path(LOG.format(model=model))),
+        "progress": _last_line(Path(paths.EXTRACT_LOG.format(model=model))),
     }
 
 
@@ -95,7 +76,7 @@ def _state(product: Path, sha256: Callable[[Path], str]) -> str:
 
 def _pods() -> Any:
     """Ask the executor for its pods, if one was ever rented from this folder."""
-    if not Path(LEDGER).is_file():
+    if not Path(paths.LEDGER).is_file():
         return None
     command = [sys.executable, "-m", "snakemake_executor_plugin_runpod", "status", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

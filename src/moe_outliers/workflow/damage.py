@@ -1,4 +1,4 @@
-"""What is damaged among the results: every check of a file at rest, with a memory of digests."""
+"""What is damaged among the results: every check of a file at rest, with a cache of digests."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -8,13 +8,7 @@ from pathlib import Path
 
 from moe_outliers.storage import digests, files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import script
-
-MEMORY = Path(".snakemake/moe-outliers/hashes.json")
-"""Where a folder's digests are remembered."""
-
-IDS = Path(".snakemake/moe-outliers/ids.json")
-"""Where the digests of the token ids are remembered that a folder's tokens files hold."""
+from moe_outliers.workflow import paths
 
 
 def token_ids(tokens: Path) -> str:
@@ -29,8 +23,9 @@ def token_ids(tokens: Path) -> str:
 
 
 def memories(*, full: bool) -> tuple[DigestCache, DigestCache]:
-    """Return a folder's memory of digests, and that of token ids; full: forget both first."""
-    return DigestCache(MEMORY, full=full), DigestCache(IDS, full=full, read=token_ids)
+    """Return the digest cache and the token-id cache; `full` ignores what they hold."""
+    ids = DigestCache(paths.IDS_CACHE, full=full, read=token_ids)
+    return DigestCache(paths.DIGEST_CACHE, full=full), ids
 
 
 def pair_faults(
@@ -40,7 +35,7 @@ def pair_faults(
 
     Args:
         pairs: the batches.
-        sha256: hashes a file; a memory of digests may stand in.
+        sha256: hashes a file; a cache of digests may stand in.
         ids: as `token_ids` returns them; what they lack is not compared.
 
     Returns:
@@ -52,11 +47,12 @@ def pair_faults(
     made: dict[Path, str] = {}
     known = dict(enumerate(ids.split()))
     for statistics, receipt, expected in pairs:
-        if known.keys() >= set(expected.sequences):
-            expected = replace(expected, ids_sha256=[known[s] for s in expected.sequences])  # noqa: PLW2901 - the same, knowing more
         if not statistics.exists() and not receipt.exists():
             continue
-        if fault := receipts.fault(statistics, receipt, expected, sha256):
+        wanted = expected
+        if known.keys() >= set(expected.sequences):
+            wanted = replace(expected, ids_sha256=[known[s] for s in expected.sequences])
+        if fault := receipts.fault(statistics, receipt, wanted, sha256):
             faults[statistics] = fault
         else:
             made[statistics] = _origin(receipts.read(receipt))
@@ -79,14 +75,14 @@ def model_faults(
     Args:
         model: slug of the model.
         pairs: its batches.
-        sha256: hashes a file; a memory of digests may stand in.
-        ids: `token_ids`, or a memory of them.
+        sha256: hashes a file; a cache of digests may stand in.
+        ids: `token_ids`, or a cache of it.
 
     Returns:
         The reason by path of the statistics file, as `pair_faults`, and of a verdict on batches of
         which nothing is left.
     """
-    tokens, verdict = Path(f"results/tokens/{model}.parquet"), Path(f"results/verify/{model}.json")
+    tokens, verdict = (Path(p.format(model=model)) for p in (paths.TOKENS, paths.VERDICT))
     known = tokens.is_file() and not product_fault(tokens, sha256)
     faults = pair_faults(pairs, sha256, ids(tokens) if known else "")
     gone = [pair for pair in pairs if not any(path.exists() for path in pair[:2])]
@@ -97,7 +93,7 @@ def model_faults(
 
 def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
     """Say what is wrong with a product of a rule, by its recorded digest; None if nothing is."""
-    record = script.record_path(product)
+    record = paths.record_of(product)
     if not record.is_file():
         return "its digest was never recorded"
     try:
@@ -119,7 +115,7 @@ def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
         ValueError: naming the first that is not.
     """
     with chdir(directory):
-        hashes = DigestCache(MEMORY)
+        hashes = DigestCache(paths.DIGEST_CACHE)
         for name in products:
             if not Path(name).exists():
                 raise ValueError(f"{directory / name} is not there: run snakemake first")

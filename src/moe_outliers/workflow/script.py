@@ -15,9 +15,7 @@ import psutil
 
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.storage import digests, files
-
-DIGESTS = Path("results/.digests")
-"""Where the digests of products lie: one JSON file a product, at the product's own path below."""
+from moe_outliers.workflow import paths
 
 CONTROLLER = "MOE_OUTLIERS_CONTROLLER"
 """The variable that holds the process id of the Snakemake process that starts the scripts."""
@@ -99,13 +97,5 @@ def end_with_controller() -> None:
 
 def record(product: str | Path) -> None:
     """Write down the digest of a product of a rule, beside the results."""
-    files.write_json(
-        record_path(product), {"path": str(product), "sha256": digests.digest(product)}
-    )
-
-
-def record_path(product: str | Path) -> Path:
-    """Return the path of a product's recorded digest."""
-    path = Path(product)
-    below = path.relative_to("results") if path.parts[0] == "results" else path
-    return DIGESTS / f"{below}.json"
+    entry = {"path": str(product), "sha256": digests.digest(product)}
+    files.write_json(paths.record_of(product), entry)

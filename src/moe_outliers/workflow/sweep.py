@@ -8,10 +8,7 @@ from typing import Any
 import yaml
 
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import settings
-
-STATISTICS = "results/extract/{model}/{batch}.nc"
-RECEIPT = "results/extract/{model}/{batch}.json"
+from moe_outliers.workflow import paths, settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Sweep:
     def pairs(self, model: str) -> list[receipts.Pair]:
         """Return a model's batches, with paths relative to the directory."""
         identity = receipts.identity(self.models[model], self.config)
-        return receipts.pairs(model, identity, STATISTICS, RECEIPT)
+        return receipts.pairs(model, identity, paths.STATISTICS, paths.RECEIPT)
 
 
 def load(directory: Path, overlays: Sequence[Path], workflow: Path | None = None) -> Sweep:

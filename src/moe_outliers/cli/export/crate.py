@@ -15,10 +15,9 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from moe_outliers import __version__
-from moe_outliers.cli.status import STEPS, WHOLE
 from moe_outliers.storage import files, receipts
 from moe_outliers.storage.digests import DigestCache
-from moe_outliers.workflow import damage, script
+from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
@@ -82,12 +81,12 @@ def write(sweep: Sweep, folder: Path) -> int:
 
 def _refuse_unfinished(sweep: Sweep) -> None:
     """Make sure that every result is there and is what its rule wrote."""
-    steps = [path.format(model=model) for model in sweep.models for path in STEPS.values()]
-    damage.refuse_damaged(sweep.directory, [*steps, *WHOLE.values()])
+    steps = [path.format(model=model) for model in sweep.models for path in paths.STEPS.values()]
+    damage.refuse_damaged(sweep.directory, [*steps, *paths.SHARED.values()])
     with chdir(sweep.directory):
         for model in sweep.models:
             pairs = sweep.pairs(model)
-            faults = damage.pair_faults(pairs, DigestCache(damage.MEMORY))
+            faults = damage.pair_faults(pairs, DigestCache(paths.DIGEST_CACHE))
             for path in (pair.statistics for pair in pairs):
                 fault = faults.get(path) or (None if path.exists() else "is not there")
                 if fault:
@@ -165,10 +164,10 @@ def _file(crate: ROCrate, path: Path, name: Path | str) -> Any:
 def _results(sweep: Sweep) -> Iterator[Path]:
     """Name the results: what a rule has recorded the digest of, and the batches; nothing else."""
     batches = {path for model in sweep.models for pair in sweep.pairs(model) for path in pair[:2]}
-    for path in sorted((sweep.directory / "results").rglob("*.*")):
+    for path in sorted((sweep.directory / paths.RESULTS).rglob("*.*")):
         name = path.relative_to(sweep.directory)
         hidden = any(part.startswith(".") for part in name.parts)
-        records = (sweep.directory / script.record_path(p) for p in (name, *name.parents[:-2]))
+        records = (sweep.directory / paths.record_of(p) for p in (name, *name.parents[:-2]))
         if path.is_file() and not hidden and (name in batches or any(r.is_file() for r in records)):
             yield path
 

@@ -15,7 +15,7 @@ from moe_outliers import __version__
 from moe_outliers.report import sentences
 from moe_outliers.report.tables import TABLES
 from moe_outliers.storage import files
-from moe_outliers.workflow import damage
+from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 ALLOWED = {f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")}
@@ -38,14 +38,14 @@ def write(sweep: Sweep, folder: Path) -> int:
             program's.
     """
     files.must_be_new(folder)
-    tables = sweep.directory / "results/tables"
+    tables = (sweep.directory / paths.SUMMARY).parent
     there = {path.name for path in tables.glob("*") if not path.name.startswith(".")}
     if strange := sorted(there - ALLOWED):
         raise ValueError(
             f"{tables / strange[0]} is no table of this program, and would be published: move it"
         )
-    published = [*(f"{name}.parquet" for name in TABLES), "summary.json"]
-    damage.refuse_damaged(sweep.directory, (f"results/tables/{name}" for name in published))
+    published = [*(paths.TABLE.format(table=name) for name in TABLES), paths.SUMMARY]
+    damage.refuse_damaged(sweep.directory, published)
     summary = files.read_json(tables / "summary.json")
     card = "\n".join(_card(summary, tables))
     with files.whole_folder(folder) as part:

@@ -9,7 +9,7 @@ from moe_outliers import __version__
 from moe_outliers.report import page, sentences
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import files
-from moe_outliers.workflow import damage
+from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 OPENING = "features_by_site"
@@ -30,15 +30,12 @@ def write(sweep: Sweep, folder: Path) -> int:
         ValueError: if the folder exists, or tables or figures are missing or damaged.
     """
     files.must_be_new(folder)
-    results = sweep.directory / "results"
-    source = results / "tables/summary.json"
-    shown = {name: results / f"figures/{name}.svg" for name in FIGURES}
-    told = [f"results/plots/{name}.txt" for name in FIGURES]
-    damage.refuse_damaged(
-        sweep.directory, ["results/tables/summary.json", "results/figures", *told]
-    )
-    summary = files.read_json(source)
-    words = {name: (results / f"plots/{name}.txt").read_text("utf-8") for name in FIGURES}
+    described = {name: paths.DESCRIPTION.format(figure=name) for name in FIGURES}
+    needed = [paths.SUMMARY, paths.FIGURES, *described.values()]
+    damage.refuse_damaged(sweep.directory, needed)
+    shown = {name: sweep.directory / paths.FIGURES / f"{name}.svg" for name in FIGURES}
+    summary = files.read_json(sweep.directory / paths.SUMMARY)
+    words = {n: (sweep.directory / path).read_text("utf-8") for n, path in described.items()}
     text = "\n".join(_lines(summary, words))
     with files.whole_folder(folder) as part:
         (part / "images").mkdir(parents=True)
