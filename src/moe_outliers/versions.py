@@ -18,6 +18,3 @@ REPORT = 2
 
 STATISTICS_FORMAT = 1
 """Format of the statistics file; readers refuse a newer one than they know."""
-
-RECEIPT_FORMAT = 1
-"""Format of the receipt beside a statistics file."""

@@ -2,17 +2,21 @@
 
 import ast
 import re
+import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 
+from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.workflow import paths
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-MODULES = sorted((ROOT / "src").rglob("*.py"))
+SRC = ROOT / "src"
+MODULES = sorted(SRC.rglob("*.py"))
 
 
 def _imports(path):
@@ -23,9 +27,9 @@ def _imports(path):
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
 def test_neither_package_imports_the_other_and_the_science_imports_no_executor(path):
-    package = path.relative_to(ROOT / "src").parts[0]
+    package = path.relative_to(SRC).parts[0]
     forbidden = {
         "moe_outliers": {"snakemake", "runpod", "snakemake_executor_plugin_runpod"},
         "snakemake_executor_plugin_runpod": {"moe_outliers", "torch"},
@@ -50,6 +54,117 @@ def test_functions_stay_within_their_cap():
                 if node.end_lineno - start > 40:
                     long.append(f"{path.name}: {node.name}")
     assert not long
+
+
+FLOORS = (
+    {"extract", "cli"},
+    {"engine", "report"},
+    {"checkpoint", "demo", "inference"},
+    {"recording", "metrics", "verify", "workflow"},
+    {"storage"},
+    {"stats", "texts", "tokenization", "versions", "progress", "failpoints", "__init__"},
+)
+"""The rooms of moe_outliers, and the modules outside of any: they import from lower floors only."""
+
+
+def _room(module):
+    return [*module.split("."), "__init__"][1]
+
+
+def _science():
+    """Return which module imports which of moe_outliers, imports inside of functions too."""
+    paths = [path for path in MODULES if path.relative_to(SRC).parts[0] == "moe_outliers"]
+    names = {path: ".".join(path.relative_to(SRC).with_suffix("").parts) for path in paths}
+    names = {path: name.removesuffix(".__init__") for path, name in names.items()}
+    known, arrows = set(names.values()), {}
+    for path, name in names.items():
+        arrows[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in known:
+                for alias in node.names:
+                    module = f"{node.module}.{alias.name}"
+                    arrows[name].add(module if module in known else node.module)
+            elif isinstance(node, ast.Import):
+                arrows[name] |= {alias.name for alias in node.names} & known
+    return arrows
+
+
+def test_rooms_import_from_lower_floors_only():
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert set(floor) == {_room(module) for module in _science()}
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in _science().items()
+        for other in others
+        if _room(module) != _room(other) and floor[_room(module)] >= floor[_room(other)]
+    ]
+    assert not wrong
+
+
+def test_no_module_imports_itself_through_others():
+    TopologicalSorter(_science()).prepare()  # raises CycleError, which names the circle
+
+
+def test_one_arrow_leads_to_the_gpu_kernels():
+    wall = "moe_outliers.recording.gpu"
+    arrows = [
+        (module, other)
+        for module, others in _science().items()
+        for other in others
+        if other.startswith(wall) and not module.startswith(wall)
+    ]
+    assert arrows == [("moe_outliers.recording.choose", "moe_outliers.recording.gpu.batched")]
+
+
+def test_rooms_stay_small_enough_to_be_seen_whole():
+    top = SRC / "moe_outliers"
+    files = [p for p in top.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    rooms = {folder for path in files for folder in path.parents if folder.is_relative_to(top)}
+    for room in rooms:
+        modules = [p for p in files if p.parent == room and p.suffix == ".py"]
+        below = [folder for folder in rooms if folder.parent == room]
+        if room == top:
+            assert len(below) <= 12
+            assert len(modules) <= 10
+        else:
+            entries = len(below) + len([p for p in modules if p.name != "__init__.py"])
+            assert entries <= (21 if room.name == "metrics" else 14), room
+
+
+def test_no_module_has_a_name_of_the_standard_library():
+    names = {name for module in _science() for name in module.split(".")}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_no_name_of_a_module_is_dead():
+    """What stands at the top of a module is used by another part of the program than its tests."""
+    used = set()
+    for path in [*MODULES, *SCRIPTS, ROOT / "docs/generate.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, ast.ImportFrom):
+                used |= {alias.name for alias in node.names}
+    for path in [*RULES, ROOT / "Snakefile"]:
+        used |= set(re.findall(r"\w+", path.read_text()))
+    used |= set(FIGURES)  # each is drawn by the function of its name
+    used |= {"PHIMOE", "common_settings", "__all__"}  # for a test, for Snakemake, for Python
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            dead = set(_defined(node)) - used
+            assert not dead, f"{path.relative_to(SRC)}: {', '.join(dead)} is used by nothing"
+
+
+def _defined(statement):
+    """Name what a statement defines; what a decorator takes is used by it."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield from [] if statement.decorator_list else [statement.name]
+    elif isinstance(statement, ast.Assign | ast.AnnAssign):
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
 
 
 def test_every_rule_but_extract_runs_on_the_controller():

@@ -1,12 +1,14 @@
 """All metrics of a model: what must change no number, degenerate data, and what is not recorded."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import synthetic
 from synthetic import Plant, Shape
 
 from moe_outliers.inference import bootstrap
+from moe_outliers.metrics import values
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, VARIABLES, measure
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED
@@ -52,6 +54,16 @@ def test_every_table_has_its_columns_and_says_what_they_mean(tables):
         assert table.schema.equals(TABLES[name]), name
         assert all((field.metadata or {})[b"meaning"] for field in TABLES[name]), name
         assert table.num_rows, name
+
+
+def test_a_number_of_the_whole_model_has_no_key_that_narrows_it(monkeypatch):
+    """A key that is added later narrows too, and no module must be told."""
+    monkeypatch.setitem(values.KEYS, "quantile", (pa.float64(), "not there yet"))
+    plain = dict.fromkeys(values.KEYS)
+    table = pd.DataFrame([plain, *(plain | {key: "something"} for key in values.KEYS)])
+    rows = values.of_whole_model(table).notna().to_numpy()
+    found = [[key for key, there in zip(values.KEYS, row, strict=True) if there] for row in rows]
+    assert found == [[], *([key] for key in values.WHOLE_MODEL_KEYS)]
 
 
 def test_the_planted_truth_is_recovered(tables):

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.shard_cache import Store
 from moe_outliers.checkpoint.source import Stopped, read_at
 from moe_outliers.failpoints import Failpoint, reach
-
-Progress = Callable[[str], None]
+from moe_outliers.progress import Progress
 
 GB = 1e9
 DAMAGED_ATTEMPTS = 3

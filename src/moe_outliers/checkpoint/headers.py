@@ -29,10 +29,14 @@ MAX_AXES = 16
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 """The name of a shard: no path, nothing that a terminal would obey."""
 
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16,
-    "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+DTYPES = {
+    "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "U16": ("uint16", 2),
+    "I16": ("int16", 2), "U32": ("uint32", 4), "I32": ("int32", 4), "U64": ("uint64", 8),
+    "I64": ("int64", 8), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "F32": ("float32", 4),
+    "F64": ("float64", 8), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
 }  # fmt: skip
+"""Types as a header names them: what torch calls each, and the bytes of a value."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
             )
             if len(shape) > MAX_AXES:
                 raise ValueError(f"{len(shape)} axes")
-            need = math.prod(shape) * _BITS[dtype] // 8
+            need = math.prod(shape) * DTYPES[dtype][1]
             sound = (
                 all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
                 and stop - start == need

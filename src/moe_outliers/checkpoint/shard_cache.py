@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moe_outliers.checkpoint.hub import File
+from moe_outliers.progress import Progress
 from moe_outliers.storage.digests import DigestCache
 from moe_outliers.storage.files import PART
-
-Progress = Callable[[str], None]
 
 RESERVE_BYTES = 1_000_000_000
 """Disk that is left free."""

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 _ROWS, _BYTES = 64, 64  # of a tile: bytes of a row hold twice as many values, of four groups
 
 
@@ -16,7 +15,6 @@ def mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
     with torch.cuda.device(out.device):
         mxfp4_tiles[grid](
             blocks, scales, out, rows, groups * half, ROWS=_ROWS, BYTES=_BYTES, HALF=half,
-            OUT=_TYPES[out.dtype],
         )  # fmt: skip
 
 
@@ -32,7 +30,7 @@ def _value(code, power):
 @triton.jit
 def mxfp4_tiles(
     blocks, scales, out, rows, width,
-    ROWS: tl.constexpr, BYTES: tl.constexpr, HALF: tl.constexpr, OUT: tl.constexpr,
+    ROWS: tl.constexpr, BYTES: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """Dequantise some rows of some groups of one expert, into (expert, column, row)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -45,5 +43,6 @@ def mxfp4_tiles(
     # Half of the scale's power of two, which can be infinite; the two lowest are subnormal.
     power = tl.where(scale > 1, (scale - 1) << 23, (1 << 21) << scale).to(tl.float32, bitcast=True)
     to = out + (expert * width + byte) * 2 * rows + row
-    tl.store(to, _value(pair & 15, power).to(OUT), mask=there)
-    tl.store(to + rows, _value(pair >> 4, power).to(OUT), mask=there)
+    kind = out.dtype.element_ty
+    tl.store(to, _value(pair & 15, power).to(kind), mask=there)
+    tl.store(to + rows, _value(pair >> 4, power).to(kind), mask=there)

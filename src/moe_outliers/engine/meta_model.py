@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 
 from moe_outliers.checkpoint import headers
 from moe_outliers.engine import attention
-from moe_outliers.engine.weight_map import DTYPES
+from moe_outliers.engine.weight_map import torch_dtype
 
 COMPUTED = ("bfloat16", "float16", "float32")
 """Types to compute with."""
@@ -74,7 +74,7 @@ def dtype_of(
     if asked == "auto":
         asked = config.get("dtype") or config.get("torch_dtype") or ""
     if not asked:
-        stored = (DTYPES[tensor.dtype] for tensor in index.values())
+        stored = map(torch_dtype, index.values())
         plain = (d for d in stored if d.is_floating_point and d.itemsize > 1)
         return next(plain, torch.bfloat16)
     if asked not in COMPUTED:

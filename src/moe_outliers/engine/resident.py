@@ -1,6 +1,6 @@
 """Run a model that fits on the device: stock transformers, one micro-batch after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ import transformers
 from moe_outliers.checkpoint.config import quantisation, read_config
 from moe_outliers.checkpoint.headers import read_index
 from moe_outliers.engine import attention
+from moe_outliers.progress import Progress
 from moe_outliers.recording.recorder import Recorder
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": "auto"}
 
 DEQUANTISED = {
     "mxfp4": lambda: transformers.Mxfp4Config(dequantize=True),
@@ -40,7 +39,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         arguments["quantization_config"] = DEQUANTISED[method]()
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=DTYPES[dtype],
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attention.implementation(config["model_type"], device),
         device_map="auto" if device == "cuda" else None,
         use_safetensors=True,
@@ -71,7 +70,7 @@ def run(
     wanted: list[int],
     *,
     micro_batch: int,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Iterator[int]:
     """Run sequences through a loaded model.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe_outliers.checkpoint import headers
 from moe_outliers.engine import dequantise
-from moe_outliers.engine.weight_map import DTYPES, Group, Parameter, Piece
+from moe_outliers.engine.weight_map import Group, Parameter, Piece, torch_dtype
 
 ALIGNMENT = 256
 """Bytes: parameters begin at multiples, as matrix kernels want it."""
@@ -122,7 +122,7 @@ class Layout:
     def _stored(self, tensor: headers.Tensor, slot: Tensor) -> Tensor:
         place = self._raw[tensor]
         raw = slot[place : place + tensor.stop - tensor.start]
-        return raw.view(DTYPES[tensor.dtype]).view(tensor.shape)
+        return raw.view(torch_dtype(tensor)).view(tensor.shape)
 
 
 def _add(read: Read, at: int, to: int, length: int) -> None:

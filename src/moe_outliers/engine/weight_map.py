@@ -24,16 +24,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from moe_outliers.checkpoint.headers import Tensor
-
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
-    "I32": torch.int32, "I64": torch.int64, "U16": torch.uint16, "U32": torch.uint32,
-    "U64": torch.uint64,
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+from moe_outliers.checkpoint.headers import DTYPES, Tensor
 
 PLAIN = ("BF16", "F16", "F32", "F64")
 """Types that are numbers as they stand."""
@@ -97,6 +88,12 @@ class Group:
     def shards(self) -> list[str]:
         """Names of the shards that its tensors lie in."""
         return sorted({tensor.shard for _, tensor in tensors_of(self)})
+
+
+def torch_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type that torch gives a tensor of the checkpoint."""
+    found: torch.dtype = getattr(torch, DTYPES[tensor.dtype][0])
+    return found
 
 
 def tensors_of(group: Group) -> Iterator[tuple[Parameter, Tensor]]:
@@ -221,7 +218,7 @@ def _parameter(
             pieces.append(Piece(source, values, scales, start, _shape(values, scales)))
         rows += pieces[-1].shape[0] if stacked and names else 0
     _refuse_shapes(name, shape, pieces, stacked)
-    moved = all(p.scales is None and DTYPES[p.values.dtype] == empty.dtype for p in pieces)
+    moved = all(p.scales is None and torch_dtype(p.values) == empty.dtype for p in pieces)
     return Parameter(name, shape, empty.dtype, pieces, moved)
 
 

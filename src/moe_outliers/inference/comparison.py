@@ -14,7 +14,7 @@ from scipy import stats
 from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import language
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values
+from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values, of_whole_model
 from moe_outliers.stats import correlation, draws, intervals
 from moe_outliers.stats.multiplicity import holm
 from moe_outliers.storage import parquet
@@ -165,9 +165,7 @@ def _likelihoods(measured: Measured) -> dict[str, tuple[Array, Array]]:
 def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.DataFrame:
     """Lay the compared metrics of one model out: texts as rows, (metric, basis) as columns."""
     frame = values.to_pandas()
-    frame = frame[frame["sequence"].notna()]
-    plain = ["kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"]
-    frame = frame[frame[plain].isna().all(axis=1)]
+    frame = of_whole_model(frame[frame["sequence"].notna()])
     frame = frame[bootstrap.headline(frame, criteria)]
     text = dict(zip(*(measured.sequences[n].to_pylist() for n in _PAIRED_BY), strict=True))
     frame = frame.assign(text=frame["sequence"].map(text), basis=frame["basis"].fillna(""))

@@ -14,7 +14,7 @@ from scipy import special, stats
 from moe_outliers.metrics.consistency import Shifts, shift_test
 from moe_outliers.metrics.counts import reaches, site_extent
 from moe_outliers.metrics.selection import select
-from moe_outliers.stats.multiplicity import benjamini_hochberg
+from moe_outliers.stats.multiplicity import LEVEL, benjamini_hochberg
 
 Array = NDArray[Any]
 
@@ -33,7 +33,7 @@ MIXED, NO_OUTLIERS = "mixed", "no_outliers"
 SYSTEMATIC_EXTENT = 0.75
 SIGN_LEVEL = 0.025
 UPPER_LEVEL = 0.975
-FALSE_DISCOVERY = 0.05
+FALSE_DISCOVERY = LEVEL
 KAPPA = 0.5
 SEQUENCES = 8
 """The fewest sequences for a class."""

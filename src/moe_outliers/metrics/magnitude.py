@@ -11,9 +11,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from moe_outliers.storage.statistics_file import TOKEN_TYPES
+
 Array = NDArray[Any]
 
-TYPES = ("first", "delimiter", "other")
+TYPES = ("first", *TOKEN_TYPES)
 """Types of position: position 0, delimiters, and all others. They are disjoint."""
 
 ONE_SIDED = 0.99

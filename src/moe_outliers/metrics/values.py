@@ -6,6 +6,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -41,6 +42,9 @@ KEYS = {
 }
 """What a quantity is: an interval is made for each combination."""
 
+WHOLE_MODEL_KEYS = ("metric", "basis", "alpha", "position_share")
+"""Keys that a number of the whole model may have; each further one narrows it to a part."""
+
 SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
     **KEYS,
@@ -73,6 +77,12 @@ def _catalogue() -> dict[str, Metric]:
 
 METRICS = _catalogue()
 """All metrics, by name: data/metrics.tsv."""
+
+
+def of_whole_model(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table with KEYS that are of the whole model."""
+    narrowing = [key for key in KEYS if key not in WHOLE_MODEL_KEYS]
+    return table[table[narrowing].isna().all(axis=1)]
 
 
 class Values:

@@ -17,13 +17,6 @@ Array = np.ndarray[Any, Any]
 Part = tuple[str, int]
 """Scope and number: ("site", 3), ("block", 1), ("moe", 1) or ("sequence", 0)."""
 
-_STORED = {
-    "uint16": torch.uint16,
-    "int32": torch.int32,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-
 
 class Kept:
     """The statistics of all sequences, part by part of the model."""
@@ -53,7 +46,8 @@ class Kept:
         follow = list(sequences) == list(range(first, first + len(sequences)))
         for name, value in values.items():
             if name not in part:
-                dtype, shape = _STORED[VARIABLES[name].dtype], (self._sequences, *value.shape[1:])
+                dtype = getattr(torch, VARIABLES[name].dtype)
+                shape = self._sequences, *value.shape[1:]
                 part[name] = torch.zeros(shape, dtype=dtype, device=value.device)
             if follow:
                 part[name][first : first + len(sequences)].copy_(value)

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from moe_outliers.metrics.classes import INDETERMINATE, SEQUENCES
-from moe_outliers.metrics.values import NOT_RECORDED
+from moe_outliers.metrics.values import NOT_RECORDED, of_whole_model
 from moe_outliers.storage import parquet
 
 TEXT, REAL = pa.string(), pa.float64()
@@ -46,9 +46,7 @@ STABLE_JACCARD = 0.8
 def headline(intervals: pa.Table) -> pd.DataFrame:
     """Return the rows of the headline that are of the whole model."""
     frame = intervals.to_pandas()
-    parts = ["kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"]
-    rows: pd.DataFrame = frame[frame["headline"] & frame[parts].isna().all(axis=1)]
-    return rows
+    return of_whole_model(frame[frame["headline"]])
 
 
 def legacy(models: list[str], intervals: pa.Table, compared: pa.Table) -> pa.Table:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moe_outliers.metrics.magnitude import TYPES
 from moe_outliers.metrics.values import METRICS
 
 Summary = Mapping[str, Any]
@@ -39,8 +40,8 @@ NUMBERS = {
 }
 """The numbers of a model's page: what each is, and what fires."""
 
-TYPES = {"first": "position 0", "delimiter": "delimiters", "other": "all other positions"}
-
+POSITIONS = dict(zip(TYPES, ("position 0", "delimiters", "all other positions"), strict=True))
+"""The types of position, in words."""
 
 PROPERTIES = {
     "params_b": "the number of parameters",
@@ -235,7 +236,8 @@ def numbers(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             continue
         yield meaning, interval(number), _method(number)
     for kind, number in found["type_shares"].items():
-        yield f"share of positions at or above 6: {TYPES[kind]}", interval(number), _method(number)
+        meaning = f"share of positions at or above 6: {POSITIONS[kind]}"
+        yield meaning, interval(number), _method(number)
 
 
 def _method(number: Mapping[str, Any]) -> str:

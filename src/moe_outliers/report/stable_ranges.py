@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from moe_outliers.metrics.values import of_whole_model
 from moe_outliers.storage import parquet
 
 SCHEMA = parquet.schema(
@@ -38,9 +39,8 @@ def stable_ranges(sensitivity: pa.Table, intervals: pa.Table) -> pa.Table:
         intervals: of all models.
     """
     cells = sensitivity.to_pandas()
-    numbers = intervals.to_pandas()
-    whole = ["kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"]
-    numbers = numbers[numbers["metric"].isin(NUMBERS) & numbers[whole].isna().all(axis=1)]
+    numbers = of_whole_model(intervals.to_pandas())
+    numbers = numbers[numbers["metric"].isin(NUMBERS)]
     rows = []
     for (model, basis), group in cells.groupby(["model", "basis"], sort=False):
         answers = {"model_class": group.assign(same=_same_class(group))}

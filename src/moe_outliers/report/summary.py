@@ -10,14 +10,12 @@ import pyarrow as pa
 from moe_outliers.metrics.classes import CLASSES
 from moe_outliers.metrics.magnitude import TYPES
 from moe_outliers.report.reader_warnings import headline
+from moe_outliers.stats.multiplicity import LEVEL
 
 TOP = 12
 """Features of a model that the summary names, by outlier mass."""
 
 NUMBERS = ("estimate", "low", "high", "unit", "method", "n", "degenerate")
-
-AGREEMENT = ("n_dims", "extent_share", "jaccard", "spearman")
-"""Columns of the table `cross_batch` that the summary gives the mean of."""
 
 
 def summarise(
@@ -109,7 +107,7 @@ def _number(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _surviving(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return _rows(frame[frame["p_holm"] <= 0.05])
+    return _rows(frame[frame["p_holm"] <= LEVEL])
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

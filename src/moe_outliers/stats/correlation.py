@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from moe_outliers.stats.multiplicity import LEVEL
+
 Array = NDArray[Any]
 
 EXACT = 9
@@ -17,7 +19,6 @@ EXACT = 9
 DRAWN = 99_999
 """Permutations drawn where there are more models."""
 
-LEVEL = 0.05
 ROUNDING = 1e-9
 
 

@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEVEL = 0.05
+"""A test is rejected whose q, or adjusted p, is at most this."""
+
 
 def benjamini_hochberg(p: NDArray[Any]) -> NDArray[Any]:
     """Return the q values of one family of tests: rejecting q <= .05 keeps false discovery at 5 %.

@@ -23,7 +23,6 @@ UNIONS = (*KINDS, "all")
 SCHEMES = ("tensor", "token", "zeropoint", "mixed")
 TOKEN_TYPES = ("delimiter", "other")
 POWERS = (1, 2, 3, 4)
-RANKS = 8
 
 
 @dataclass(frozen=True)

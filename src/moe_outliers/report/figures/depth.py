@@ -8,14 +8,12 @@ from matplotlib.figure import Figure
 
 from moe_outliers.report.figures.overview import Drawn, Tables, whole
 from moe_outliers.report.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
+from moe_outliers.storage.statistics_file import SCHEMES
 
 GAUSSIAN_KURTOSIS = 3.0
 USUAL = 0.5
 WHERE = {"first": "o", "delimiter": "x"}
 """Marks of blocks whose largest value usually is at position 0, or at a delimiter."""
-
-SCHEMES = ("tensor", "token", "zeropoint", "mixed")
-
 
 FEWEST_ROWS = 4
 """Rows of a panel of few features: their height says nothing."""

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from moe_outliers.metrics.values import of_whole_model
 from moe_outliers.report.figures.style import (
     CLASSES,
     Look,
@@ -19,6 +20,7 @@ from moe_outliers.report.figures.style import (
     looks,
     not_shown,
 )
+from moe_outliers.stats.multiplicity import LEVEL
 
 Tables = Mapping[str, Any]
 """The tables of the sweep by name, each a data frame of pandas."""
@@ -31,10 +33,8 @@ SHARES = {"extent_site_share": "extent (share of sites)", "sd_pair_share": "sequ
 
 
 def whole(intervals: Any, metric: str, basis: str | None = FIRES) -> Any:
-    """Pick one headline number a model, by slug: no site, block, scheme, type, class or feature."""
-    rows = intervals[(intervals["metric"] == metric) & intervals["headline"]]
-    for column in ("kind", "mixer", "site", "block", "scheme", "token_type", "class", "feature"):
-        rows = rows[rows[column].isna() | (rows[column] == "")]
+    """Pick one headline number of the whole model, by slug."""
+    rows = of_whole_model(intervals[(intervals["metric"] == metric) & intervals["headline"]])
     rows = rows[rows["basis"] == basis] if basis else rows
     return rows.drop_duplicates("model").set_index("model")
 
@@ -101,7 +101,7 @@ def forest(tables: Tables) -> Drawn:
         most = 1.0 if metric in SHARES else max(axes.get_xlim()[1], 1)
         axes.set_xlim(-0.05 * most, 1.05 * most)
     _differences(lower.subplots(), pairs)
-    sure = int((pairs["p_holm"] <= 0.05).sum())
+    sure = int((pairs["p_holm"] <= LEVEL).sum())
     same = int((pairs["degenerate"] == "constant").sum())
     told = not_shown(known, shown, "no numbers")
     return figure, (
@@ -116,7 +116,7 @@ def _differences(axes: Axes, pairs: Any) -> None:
         if pd.isna(pair.estimate):
             axes.text(0, place, " not defined", fontsize=5, va="center")
             continue
-        sure = pair.p_holm <= 0.05
+        sure = pair.p_holm <= LEVEL
         spread = [[pair.estimate - pair.low], [pair.high - pair.estimate]]
         fill: dict[str, Any] = {"mfc": "black" if sure else "white"}
         axes.errorbar(

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from moe_outliers.report.figures.overview import Drawn, Tables
 from moe_outliers.report.figures.style import empty, legend, looks
-
-FALSE_DISCOVERY = 0.05
+from moe_outliers.stats.multiplicity import LEVEL
 
 
 def experts(tables: Tables) -> Drawn:
@@ -77,8 +76,8 @@ def routing(tables: Tables) -> Drawn:
         lift = np.log2(rows["lift"].clip(lower=least / 2))
         style = {"color": look.colour, "marker": look.mark, "ls": "", "ms": 3}
         panels[2].plot(lift, -np.log10(rows["lift_q"]), **style)
-        associated.append(f"{model} {int((rows['lift_q'] <= FALSE_DISCOVERY).sum())}")
-    panels[2].axhline(-np.log10(FALSE_DISCOVERY), color="#888888", ls=":", lw=0.8)
+        associated.append(f"{model} {int((rows['lift_q'] <= LEVEL).sum())}")
+    panels[2].axhline(-np.log10(LEVEL), color="#888888", ls=":", lw=0.8)
     panels[2].set(xlabel="log2 lift at outlier tokens", ylabel="-log10 q")
     told = legend(figure, known, shown, "not recorded")
     return figure, f"Experts associated with outlier tokens: {'; '.join(associated)}.{told}"
