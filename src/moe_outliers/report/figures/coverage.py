@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from moe_outliers.report.figures.overview import Drawn, Tables
+from moe_outliers.report.figures.shared import Drawn, Tables
 from moe_outliers.report.figures.style import COLOURS, MARKS
 
 ERRORS = 3

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_outliers.report.figures.overview import Drawn, Tables, whole
+from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
 from moe_outliers.storage.statistics_file import SCHEMES
 

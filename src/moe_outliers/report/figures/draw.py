@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_outliers.report.figures import style
 from moe_outliers.report.figures.catalogue import FIGURES
-from moe_outliers.report.figures.overview import Drawn
+from moe_outliers.report.figures.shared import Drawn
 
 
 def function_of(name: str) -> Callable[[Mapping[str, Any]], Drawn]:

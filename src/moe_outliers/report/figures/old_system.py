@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moe_outliers.report.figures.overview import Drawn, Tables, whole
+from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import legend, looks
 
 

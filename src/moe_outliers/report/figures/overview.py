@@ -1,6 +1,5 @@
 """Figures of all models together: size, intervals, consistency, legacy, thresholds, stability."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from moe_outliers.metrics.values import of_whole_model
+from moe_outliers.report.figures.shared import FIRES, Drawn, Tables, listed, whole
 from moe_outliers.report.figures.style import (
     CLASSES,
     Look,
@@ -22,21 +21,7 @@ from moe_outliers.report.figures.style import (
 )
 from moe_outliers.stats.multiplicity import LEVEL
 
-Tables = Mapping[str, Any]
-"""The tables of the sweep by name, each a data frame of pandas."""
-
-Drawn = tuple[Figure, str]
-"""The figure, and what it shows in words."""
-
-FIRES = "fires"
 SHARES = {"extent_site_share": "extent (share of sites)", "sd_pair_share": "sequence share"}
-
-
-def whole(intervals: Any, metric: str, basis: str | None = FIRES) -> Any:
-    """Pick one headline number of the whole model, by slug."""
-    rows = of_whole_model(intervals[(intervals["metric"] == metric) & intervals["headline"]])
-    rows = rows[rows["basis"] == basis] if basis else rows
-    return rows.drop_duplicates("model").set_index("model")
 
 
 def extent_by_size(tables: Tables) -> Drawn:
@@ -259,12 +244,6 @@ def stability(tables: Tables) -> Drawn:
         figure,
         f"Median Jaccard index: {'; '.join(f'{m} {medians[m]:.2f}' for m in shown)}.{told}",
     )
-
-
-def listed(numbers: Any, shown: Any) -> str:
-    """Say numbers with their intervals, a model after the other."""
-    rows = [(m, r) for m, r in numbers.iterrows() if m in set(shown)]
-    return "; ".join(f"{m} {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for m, r in rows)
 
 
 def _bar(axes: Axes, x: Any, y: Any, look: Look, *, across: bool = False) -> None:

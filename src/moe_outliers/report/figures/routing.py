@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from moe_outliers.report.figures.overview import Drawn, Tables
+from moe_outliers.report.figures.shared import Drawn, Tables
 from moe_outliers.report.figures.style import empty, legend, looks
 from moe_outliers.stats.multiplicity import LEVEL
 
