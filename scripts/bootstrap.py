@@ -18,7 +18,7 @@ def main(job: Any) -> None:
     params = job.params
     intervals = bootstrap(
         parquet.read(job.input.values, values.SCHEMA),
-        parquet.read(job.input.sequences, model_statistics.SEQUENCES),
+        parquet.read(job.input.sequences, model_statistics.SEQUENCE_SCHEMA),
         Criteria(**params.criteria),
         resamples=params.resamples,
         confidence=params.confidence,

@@ -9,7 +9,7 @@ from moe_outliers.checkpoint import headers, hub
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.hub import File
-from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.shard_cache import ShardCache
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import resident, streamed
 from moe_outliers.recording.recorder import Recorder
@@ -60,7 +60,7 @@ def remote(folder, server, tmp_path, **store):
         ranges,
         folder,
         names,
-        Store(tmp_path / "store", listed, **options),
+        ShardCache(tmp_path / "store", listed, **options),
         progress=options["progress"],
         connections=3,
         chunk_bytes=20_000,

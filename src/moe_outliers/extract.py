@@ -21,8 +21,8 @@ from moe_outliers.engine import engine
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
 from moe_outliers.recording import choose
-from moe_outliers.recording.accumulator import Array
 from moe_outliers.recording.recorder import Recorder
+from moe_outliers.stats import Array
 from moe_outliers.storage import files, parquet, receipts, statistics_file
 from moe_outliers.storage.receipts import Pair
 

@@ -134,11 +134,11 @@ def _of_model(table):
 
 
 def test_statistics_that_are_in_order_are_not_copied(model):
-    from moe_outliers.metrics.model_statistics import Study
+    from moe_outliers.metrics.model_statistics import ModelStatistics
 
     data, tokens = model
-    ordered = Study.of("m", data, tokens, CRITERIA, 0).statistics
-    again = Study.of("m", ordered, tokens, CRITERIA, 0).statistics
+    ordered = ModelStatistics.of("m", data, tokens, CRITERIA, 0).statistics
+    again = ModelStatistics.of("m", ordered, tokens, CRITERIA, 0).statistics
     assert np.shares_memory(again.x_count.values, ordered.x_count.values)
 
 

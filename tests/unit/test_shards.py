@@ -17,7 +17,7 @@ from moe_outliers.checkpoint import download, hub
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.hub import File
-from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.shard_cache import ShardCache
 
 NAMES = [f"model-{number}.safetensors" for number in range(5)]
 SIZE = 100_000
@@ -39,7 +39,7 @@ def opened(server, store, lines=None, **options):
     files = {name: File(SIZE, sha256=hub._sha256((folder / name).read_bytes())) for name in NAMES}
     ranges = Ranges(server.url, "org/model", COMMIT, files, patience_s=1, pause_s=0.01)
     progress = [].append if lines is None else lines.append
-    held = Store(store, files, **{"budget": 10**9, "progress": progress} | options)
+    held = ShardCache(store, files, **{"budget": 10**9, "progress": progress} | options)
     return Shards(ranges, folder, NAMES, held, progress=progress, connections=2, chunk_bytes=7_000)
 
 

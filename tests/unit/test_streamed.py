@@ -14,7 +14,7 @@ from moe_outliers import failpoints, progress
 from moe_outliers.checkpoint import download, headers
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import dequantise, streamed
-from moe_outliers.recording.accumulator import Kept
+from moe_outliers.recording.accumulator import Accumulator
 from moe_outliers.recording.recorder import Recorder
 
 
@@ -63,7 +63,7 @@ def test_the_disk_budget_changes_no_byte_and_is_kept(spare, tiny_checkpoint, tmp
     with Hub() as server:
         source = remote(folder, server, tmp_path, budget=least + spare)
         used = []
-        monkeypatch.setattr(download, "reach", lambda point: used.append(source._store.used()))
+        monkeypatch.setattr(download, "reach", lambda point: used.append(source._cache.used()))
         assert stream(folder, source=source) == stream(folder)
     assert len(used) > 30
     assert max(used) <= least + spare
@@ -168,7 +168,7 @@ def test_out_of_device_memory_while_statistics_are_kept_loses_none(
     moment, tiny_checkpoint, monkeypatch
 ):
     """What was held when memory ran out is kept at the next try."""
-    folder, keep, calls = tiny_checkpoint("gpt_oss"), Kept.add, Counter()
+    folder, keep, calls = tiny_checkpoint("gpt_oss"), Accumulator.add, Counter()
     wanted = stream(folder)
 
     def scarce(self, scope, *rest):
@@ -177,7 +177,7 @@ def test_out_of_device_memory_while_statistics_are_kept_loses_none(
             raise torch.OutOfMemoryError("none left")
         keep(self, scope, *rest)
 
-    monkeypatch.setattr(Kept, "add", scarce)
+    monkeypatch.setattr(Accumulator, "add", scarce)
     assert stream(folder) == wanted
     assert calls["moe"] > moment
 

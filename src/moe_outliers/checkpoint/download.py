@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from moe_outliers.checkpoint.http_ranges import Ranges
-from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.shard_cache import ShardCache
 from moe_outliers.checkpoint.source import Stopped, read_at
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
@@ -42,7 +42,7 @@ class Shards:
         ranges: Ranges,
         folder: Path,
         names: list[str],
-        store: Store,
+        cache: ShardCache,
         *,
         progress: Progress,
         connections: int = 8,
@@ -54,7 +54,7 @@ class Shards:
             ranges: reads the repository.
             folder: holds its JSON files.
             names: the shards.
-            store: where they lie on this machine; closed with this source.
+            cache: where they lie on this machine; closed with this source.
             progress: takes a line from time to time.
             connections: ranges that are fetched side by side.
             chunk_bytes: bytes of one range.
@@ -63,7 +63,7 @@ class Shards:
             ValueError: if the hub lists no digest of a shard.
         """
         self.folder, self.names = folder, names
-        self._ranges, self._store, self._progress = ranges, store, progress
+        self._ranges, self._cache, self._progress = ranges, cache, progress
         self._connections, self._chunk_bytes = connections, chunk_bytes
         self._uses: dict[str, deque[int]] = {}
         self._there: dict[str, int] = {}  # verified shards, open
@@ -105,10 +105,10 @@ class Shards:
         Raises:
             ValueError: if one group needs more than the budget; the message has the figures.
         """
-        store, least = self._store, max(sum(map(self.size, group)) for group in order)
-        if least > store.budget:
+        cache, least = self._cache, max(sum(map(self.size, group)) for group in order)
+        if least > cache.budget:
             raise ValueError(
-                f"{store.folder}: {store.budget / GB:.1f} GB of disk may be used, the shards of "
+                f"{cache.folder}: {cache.budget / GB:.1f} GB of disk may be used, the shards of "
                 f"one layer need {least / GB:.1f} GB: free some disk, or allow more with "
                 "--set-resources extract:disk_gb=…"
             )
@@ -130,9 +130,9 @@ class Shards:
         """Nothing to compare: every shard was verified before it was read."""
 
     def finished(self) -> None:
-        """Say that the results are written: the shards in the store are not needed any more."""
+        """Say that the results are written: the shards in the cache are not needed any more."""
         for name in self.names:
-            self._store.drop(name)
+            self._cache.drop(name)
 
     def close(self) -> None:
         """Stop fetching; what was verified stays."""
@@ -146,7 +146,7 @@ class Shards:
             self._thread.join()
         while self._there:
             os.close(self._there.popitem()[1])
-        self._store.close()
+        self._cache.close()
 
     # -- what the fetching thread does ---------------------------------------------------------
 
@@ -184,16 +184,16 @@ class Shards:
         What is needed again is dropped only for what is needed now: fetching costs more than
         waiting.
         """
-        store, now = self._store, min(uses[0] for uses in self._uses.values() if uses)
-        while store.used() + store.lacks(name) > store.budget:
-            others = [n for n in self.names if n != name and store.held(n)]
+        cache, now = self._cache, min(uses[0] for uses in self._uses.values() if uses)
+        while cache.used() + cache.lacks(name) > cache.budget:
+            others = [n for n in self.names if n != name and cache.held(n)]
             latest = max(others, key=self._when, default=name)
             kept_until = NEVER if self._when(name) > now else self._when(name) + 1
             if self._when(latest) < kept_until:
                 return False
             if latest in self._there:
                 os.close(self._there.pop(latest))
-            store.drop(latest)
+            cache.drop(latest)
         return True
 
     def _when(self, name: str) -> int:
@@ -208,7 +208,7 @@ class Shards:
         Raises:
             ValueError: if it comes damaged again and again, or the disk is full.
         """
-        if (path := self._store.find(name)) is not None:
+        if (path := self._cache.find(name)) is not None:
             return self._opened(name, path)
         with self._changed:
             while self._uses[name] and not self._make_room(name):
@@ -218,7 +218,7 @@ class Shards:
         for _ in range(DAMAGED_ATTEMPTS):
             digest = self._fetch(name, pool)
             try:
-                path = self._store.keep(name, digest)
+                path = self._cache.keep(name, digest)
             except ValueError as error:
                 fault = f"{name} of {self._ranges.where} came damaged: {error}"
                 self._progress(fault)
@@ -247,7 +247,7 @@ class Shards:
         size, started = self.size(name), time.monotonic()
         digest, said = hashlib.sha256(), started
         try:
-            with self._store.part(name).open("ab+") as file:
+            with self._cache.part(name).open("ab+") as file:
                 begun = got = file.tell() if file.tell() <= size else file.truncate(0)
                 file.seek(0)
                 while there := file.read(self._chunk_bytes):
@@ -262,7 +262,7 @@ class Shards:
                         said = time.monotonic()
                         self._say(name, got, begun, started)
         except OSError as error:
-            raise ValueError(f"{self._store.folder}: cannot write {name}: {error}") from None
+            raise ValueError(f"{self._cache.folder}: cannot write {name}: {error}") from None
         self._say(name, size, begun, started)
         return digest.hexdigest()
 

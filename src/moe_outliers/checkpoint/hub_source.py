@@ -7,7 +7,7 @@ from huggingface_hub import constants, get_token, try_to_load_from_cache
 from moe_outliers.checkpoint import headers, hub
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
-from moe_outliers.checkpoint.shard_cache import Store
+from moe_outliers.checkpoint.shard_cache import ShardCache
 from moe_outliers.progress import Progress
 
 
@@ -38,11 +38,11 @@ def from_hub(repo: str, revision: str, *, disk_bytes: int, progress: Progress) -
         path = try_to_load_from_cache(repo, name, revision=revision)
         return Path(path) if isinstance(path, str) else None
 
-    store = Store(
+    cache = ShardCache(
         Path(constants.HF_HOME, "moe-outliers", repo.replace("/", "--"), revision),
         {name: files[name] for name in names},
         budget=disk_bytes,
         progress=progress,
         elsewhere=cached,
     )
-    return Shards(ranges, folder, names, store, progress=progress)
+    return Shards(ranges, folder, names, cache, progress=progress)

@@ -15,7 +15,7 @@ RESERVE_BYTES = 1_000_000_000
 """Disk that is left free."""
 
 
-class Store:
+class ShardCache:
     """The shards of one repository at one commit that lie on this machine.
 
     A shard has its own name in the store only when its sha256 is the one that the hub lists. One

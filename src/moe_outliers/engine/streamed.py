@@ -108,14 +108,14 @@ class Streamed:
             range(number * micro_batch, min((number + 1) * micro_batch, count))
             for number in numbers
         ]
-        sweep = _Sweep(self, recorder, batches, progress)
+        sweep = _LayerPass(self, recorder, batches, progress)
         sweep.run()
         self._source.check()
         sweep.rate.end(len(batches))
         yield from (row for batch in batches for row in batch if row in set(wanted))
 
 
-class _Sweep:
+class _LayerPass:
     """One pass of all sequences through all layers.
 
     The hidden states of every sequence wait between two layers, so that after a shortage of memory

@@ -1,19 +1,14 @@
 """Confidence intervals of one model's metrics, from the table of values."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from moe_outliers.metrics.counts import Z_MAGNITUDE
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import KEYS, METRICS
-from moe_outliers.stats import draws, intervals
+from moe_outliers.stats import Array, draws, intervals
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
@@ -61,7 +56,7 @@ def bootstrap(
 
     Args:
         values: of metrics.values.SCHEMA.
-        sequences: of metrics.study.SEQUENCES, in the order of ids_sha256.
+        sequences: of metrics.model_statistics.SEQUENCE_SCHEMA, in the order of ids_sha256.
         criteria: of the headline.
         resamples: how often the sequences are drawn.
         confidence: nominal level, in (0, 1).
@@ -156,5 +151,4 @@ def headline(table: pd.DataFrame, criteria: Criteria) -> Array:
     wanted = np.where(table["basis"] == "z", Z_MAGNITUDE, criteria.magnitude)
     alpha = table["alpha"].isna() | np.isclose(table["alpha"].astype(float), wanted)
     share = table["position_share"].isna() | (table["position_share"] == criteria.position_share)
-    result: Array = (alpha & share).to_numpy()
-    return result
+    return (alpha & share).to_numpy()

@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy import stats
 
 from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import language
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values, of_whole_model
-from moe_outliers.stats import correlation, draws, intervals
+from moe_outliers.stats import Array, correlation, draws, intervals
 from moe_outliers.stats.multiplicity import holm
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 COMPARED = (
     ("extent_site_share", "fires"), ("extent_site_share", "x"), ("extent_block_share", "fires"),
@@ -171,8 +168,7 @@ def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.Dat
     frame = frame.assign(text=frame["sequence"].map(text), basis=frame["basis"].fillna(""))
     table = frame.pivot(index="text", columns=["metric", "basis"], values="value")
     wanted = pd.MultiIndex.from_tuples([(m, b or "") for m, b in COMPARED])
-    laid: pd.DataFrame = table.reindex(columns=wanted).sort_index()
-    return laid
+    return table.reindex(columns=wanted).sort_index()
 
 
 _PAIRED_BY = ("sequence", "text_sha256")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy import stats
 
 from moe_outliers.metrics.classes import (
@@ -21,10 +20,8 @@ from moe_outliers.metrics.classes import (
 from moe_outliers.metrics.consistency import Shifts
 from moe_outliers.metrics.counts import Z_MAGNITUDE, least, site_extent
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.stats import draws, intervals
+from moe_outliers.stats import Array, draws, intervals
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 BLOCKS = 24
 POSITIONS = 2048

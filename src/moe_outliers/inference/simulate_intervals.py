@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy import special
 
 from moe_outliers.metrics.counts import reaches
 from moe_outliers.metrics.selection import CrossFit, halves, select
-from moe_outliers.stats import draws, intervals
+from moe_outliers.stats import Array, draws, intervals
 from moe_outliers.storage import parquet
 
-Array = NDArray[Any]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
 
 RESAMPLES = 1_999

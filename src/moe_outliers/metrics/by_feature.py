@@ -1,10 +1,7 @@
 """The table of features: the class of each, its evidence, and what else is known of it."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from moe_outliers.metrics import counts, magnitude, moments
 from moe_outliers.metrics.classes import mass
@@ -12,11 +9,10 @@ from moe_outliers.metrics.consistency import consistency
 from moe_outliers.metrics.counts import Band
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes, Gains, Magnitudes
-from moe_outliers.metrics.model_statistics import Study
+from moe_outliers.metrics.model_statistics import ModelStatistics
 from moe_outliers.metrics.surrogate import Surrogate
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 TEXT, WHOLE, REAL = pa.string(), pa.int32(), pa.float64()
 
@@ -79,21 +75,21 @@ SCHEMA = parquet.schema(
 """One row a feature, in order of the features."""
 
 
-def describe(study: Study, extremes: Extremes, legacy: Legacy) -> pa.Table:
+def describe(model: ModelStatistics, extremes: Extremes, legacy: Legacy) -> pa.Table:
     """Describe every feature, one row each, of SCHEMA."""
-    classes, fires = study.classes["fires"], study.firing["fires"]
-    x = study.counts.at("x", study.criteria.magnitude)
-    mass_share = _mean(mass(study.outliers))
+    classes, fires = model.classes["fires"], model.firing["fires"]
+    x = model.counts.at("x", model.criteria.magnitude)
+    mass_share = _mean(mass(model.outliers))
     band = Band.of(fires)
     columns = {
-        "model": study.model,
-        "feature": np.arange(study.features),
+        "model": model.slug,
+        "feature": np.arange(model.features),
         "class": classes.label,
-        "class_x": study.classes["x"].label,
-        "class_z": study.classes["z"].label,
+        "class_x": model.classes["x"].label,
+        "class_z": model.classes["z"].label,
         "extent_share": classes.extent,
-        "x_extent_share": study.extent["x"].mean(axis=0),
-        "z_extent_share": study.extent["z"].mean(axis=0),
+        "x_extent_share": model.extent["x"].mean(axis=0),
+        "z_extent_share": model.extent["z"].mean(axis=0),
         "extent_block_share": counts.block_extent(fires).mean(axis=0),
         "sequences_above": classes.above,
         "sign_p": classes.sign_p,
@@ -105,25 +101,25 @@ def describe(study: Study, extremes: Extremes, legacy: Legacy) -> pa.Table:
         "shift_q": classes.q,
         "mass_share": mass_share,
         "mass_rank": _ranks(mass_share),
-        "sd_pair_share": counts.pair_share(x, study.counts.positions).mean(axis=0),
-        "sd_firing_share": _mean(counts.firing_share(x, fires, study.counts.positions)),
+        "sd_pair_share": counts.pair_share(x, model.counts.positions).mean(axis=0),
+        "sd_firing_share": _mean(counts.firing_share(x, fires, model.counts.positions)),
         "onset_site": _or_null(band.onset),
         "offset_site": _or_null(band.offset),
         "band_fill_share": band.fill,
-        "folds_chosen": study.fit["fires"].chosen.sum(axis=0),
+        "folds_chosen": model.fit["fires"].chosen.sum(axis=0),
         "legacy_sequences": legacy.chosen.sum(axis=0),
         "legacy_layer_share": legacy.layer_share.mean(axis=0),
     }
-    return parquet.table(SCHEMA, columns | _sizes(study, extremes) | _types(study))
+    return parquet.table(SCHEMA, columns | _sizes(model, extremes) | _types(model))
 
 
-def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
+def _sizes(model: ModelStatistics, extremes: Extremes) -> dict[str, Array]:
     """Columns of magnitudes, gains and the surrogate."""
-    statistics = study.statistics
-    size = Magnitudes.of(extremes, study.firing["x"], moments.rms(statistics))
+    statistics = model.statistics
+    size = Magnitudes.of(extremes, model.firing["x"], moments.rms(statistics))
     gains = Gains.of(statistics["gain"].values, size.largest_site)
-    offset = statistics["offset"].values[size.largest_site, np.arange(study.features)]
-    surrogate, criteria = Surrogate.of(statistics), study.criteria
+    offset = statistics["offset"].values[size.largest_site, np.arange(model.features)]
+    surrogate, criteria = Surrogate.of(statistics), model.criteria
     expected = surrogate.coverage("x", criteria.magnitude)
     quartiles = dict(
         zip(("magnitude_q25", "magnitude_median", "magnitude_q75"), size.quartiles, strict=True)
@@ -136,7 +132,7 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
         "largest_z": size.largest_z,
         "one_sidedness": magnitude.one_sidedness(
             statistics["x_positive"].values.sum(axis=(0, 1), dtype=np.int64),
-            study.counts.at("x", 6).sum(axis=(0, 1), dtype=np.int64),
+            model.counts.at("x", 6).sum(axis=(0, 1), dtype=np.int64),
         ),
         "gain_median": gains.median,
         "gain_z_score": gains.z_score,
@@ -147,8 +143,8 @@ def _sizes(study: Study, extremes: Extremes) -> dict[str, Array]:
     }
 
 
-def _types(study: Study) -> dict[str, Array]:
-    shares = magnitude.type_shares(study.statistics, study.counts.at("x", 6))
+def _types(model: ModelStatistics) -> dict[str, Array]:
+    shares = magnitude.type_shares(model.statistics, model.counts.at("x", 6))
     named = zip(magnitude.TYPES, shares, strict=True)
     return {f"{name}_share": _mean(share) for name, share in named}
 
@@ -182,41 +178,41 @@ PROFILE = parquet.schema(
 """One row a site and feature, of the 24 features with the largest outlier mass."""
 
 
-def profile(study: Study, extremes: Extremes, features: pa.Table) -> pa.Table:
+def profile(model: ModelStatistics, extremes: Extremes, features: pa.Table) -> pa.Table:
     """Follow the heaviest features over the depth, of PROFILE.
 
     Args:
-        study: of the model.
+        model: of the model.
         extremes: of the model.
         features: as `describe` returns it.
     """
     ranks = features["mass_rank"].to_numpy()
     chosen = np.argsort(ranks)[:PROFILED]
-    positions = study.counts.positions[:, None, None]
-    statistics, sites = study.statistics, study.counts.sites
+    positions = model.counts.positions[:, None, None]
+    statistics, sites = model.statistics, model.counts.sites
     signed = extremes.signed[:, :, chosen].astype(float)
     gain, offset = (statistics[name].values[:, chosen].astype(float) for name in ("gain", "offset"))
     quartiles = np.quantile(signed, (0.25, 0.5, 0.75), axis=0)
     largest = np.take_along_axis(signed, np.abs(signed).argmax(axis=0)[None], axis=0)[0]
-    x = study.counts.at("x", study.criteria.magnitude)[:, :, chosen] / positions
+    x = model.counts.at("x", model.criteria.magnitude)[:, :, chosen] / positions
     by_type = np.median(extremes.by_type[:, :, :, chosen], axis=1)
     tables = {
         "coverage_share": x.mean(axis=0),
-        "z_coverage_share": (study.counts.at("z", 3)[:, :, chosen] / positions).mean(axis=0),
-        "fires_sequence_share": study.firing["fires"][:, :, chosen].mean(axis=0),
+        "z_coverage_share": (model.counts.at("z", 3)[:, :, chosen] / positions).mean(axis=0),
+        "fires_sequence_share": model.firing["fires"][:, :, chosen].mean(axis=0),
         **dict(zip(("x_q25", "x_median", "x_q75"), quartiles, strict=True)),
         "x_largest": largest,
         "z_largest": extremes.z[:, :, chosen].max(axis=0),
         "gain": gain,
-        "bound": np.sqrt(study.features) * np.abs(gain) + np.abs(offset),
+        "bound": np.sqrt(model.features) * np.abs(gain) + np.abs(offset),
         **{f"{n}_abs_max": t for n, t in zip(magnitude.TYPES, by_type, strict=True)},
     }
-    per_feature = {"mass_rank": ranks, "feature": np.arange(len(ranks)), "class": study.label}
+    per_feature = {"mass_rank": ranks, "feature": np.arange(len(ranks)), "class": model.label}
     site = np.arange(sites)
-    per_site = {"block": site // 2, "kind": study.counts.kind, "mixer": study.counts.mixer}
+    per_site = {"block": site // 2, "kind": model.counts.kind, "mixer": model.counts.mixer}
     return parquet.table(
         PROFILE,
-        {"model": study.model, "site": np.tile(site, len(chosen))}
+        {"model": model.slug, "site": np.tile(site, len(chosen))}
         | {name: np.repeat(column[chosen], sites) for name, column in per_feature.items()}
         | {name: np.tile(column, len(chosen)) for name, column in per_site.items()}
         | {name: table.T.ravel() for name, table in tables.items()},
@@ -228,8 +224,7 @@ def _mean(table: Array) -> Array:
     there = ~np.isnan(table)
     number = there.sum(axis=0)
     total = np.where(there, table, 0).sum(axis=0)
-    result: Array = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-    return result
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _ranks(values: Array) -> Array:
@@ -240,11 +235,9 @@ def _ranks(values: Array) -> Array:
 
 
 def _or_null(sites: Array) -> Array:
-    result: Array = np.where(sites < 0, np.nan, sites)
-    return result
+    return np.where(sites < 0, np.nan, sites)
 
 
 def _log2(values: Array) -> Array:
     values = values.astype(float)
-    result: Array = np.where(values > 0, np.log2(np.where(values > 0, values, 1)), np.nan)
-    return result
+    return np.where(values > 0, np.log2(np.where(values > 0, values, 1)), np.nan)

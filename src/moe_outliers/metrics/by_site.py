@@ -4,18 +4,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from moe_outliers.metrics import moments, residual, routing
 from moe_outliers.metrics.experts import Attribution
 from moe_outliers.metrics.magnitude import TYPES, Extremes
-from moe_outliers.metrics.model_statistics import Study
+from moe_outliers.metrics.model_statistics import ModelStatistics
 from moe_outliers.metrics.values import NOT_RECORDED, Values
+from moe_outliers.stats import Array
 from moe_outliers.stats.multiplicity import benjamini_hochberg
 from moe_outliers.storage import parquet
 from moe_outliers.storage.statistics_file import SCHEMES
-
-Array = NDArray[Any]
 
 EXPERTS = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
@@ -53,27 +51,27 @@ EXPERTS = parquet.schema(
 """One row a block and expert."""
 
 
-def add_sites(values: Values, study: Study, extremes: Extremes) -> None:
+def add_sites(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
     """Add moments, errors of 8-bit rounding and magnitudes by type of position, site by site."""
-    kind, mixer = study.counts.kind, study.counts.mixer
+    kind, mixer = model.counts.kind, model.counts.mixer
     sites = np.arange(len(kind))
     axis = {"site": sites, "block": sites // 2, "kind": kind, "mixer": mixer}
     by_type = extremes.by_type.max(axis=3)
     for name, table in zip(TYPES, by_type, strict=True):
         values.add("type_abs_max", table, axis, token_type=name)
     shapes = {
-        "site_rms": moments.rms(study.statistics),
-        "excess_kurtosis": moments.excess_kurtosis(study.statistics),
-        "token_excess_kurtosis": moments.token_excess_kurtosis(study.statistics),
+        "site_rms": moments.rms(model.statistics),
+        "excess_kurtosis": moments.excess_kurtosis(model.statistics),
+        "token_excess_kurtosis": moments.token_excess_kurtosis(model.statistics),
     }
     for metric, table in shapes.items():
         values.add(metric, table, axis)
         if metric != "site_rms":
             values.add(metric, _over_sites(np.nanmedian, table))
-    if not study.has("int8_error"):
+    if not model.has("int8_error"):
         values.lack(NOT_RECORDED, "int8_error", "int8_sqnr_db", "int8_gain_db")
         return
-    error = study.statistics["int8_error"].values
+    error = model.statistics["int8_error"].values
     decibels = moments.sqnr_db(error)
     for place, scheme in enumerate(SCHEMES):
         values.add("int8_error", error[:, :, place], axis, scheme=scheme)
@@ -84,9 +82,9 @@ def add_sites(values: Values, study: Study, extremes: Extremes) -> None:
     values.add("int8_gain_db", _over_sites(np.nanmean, gained))
 
 
-def add_blocks(values: Values, study: Study) -> pa.Table:
+def add_blocks(values: Values, model: ModelStatistics) -> pa.Table:
     """Add the residual stream's numbers block by block; return the table of blocks."""
-    statistics = study.statistics
+    statistics = model.statistics
     axis = {"block": np.arange(statistics.sizes["block"])}
     largest, median = statistics["residual_max"].values, statistics["residual_median"].values
     values.add("residual_max", largest, axis)
@@ -96,8 +94,8 @@ def add_blocks(values: Values, study: Study) -> pa.Table:
     values.add("residual_massive", statistics["residual_massive"].values, axis)
     values.add("residual_max", largest.max(axis=1))
     values.add("residual_massive", statistics["residual_massive"].values.max(axis=1))
-    delimiter = np.array(study.tokens["delimiter"].to_pylist())
-    return residual.blocks(statistics, delimiter, study.model)
+    delimiter = np.array(model.tokens["delimiter"].to_pylist())
+    return residual.blocks(statistics, delimiter, model.slug)
 
 
 ROUTER = (
@@ -107,13 +105,13 @@ ROUTER = (
 """What `add_routers` adds."""
 
 
-def add_routers(values: Values, study: Study) -> pa.Table:
+def add_routers(values: Values, model: ModelStatistics) -> pa.Table:
     """Add the routers' numbers block by block; return the table of experts, of EXPERTS."""
     needed = ("route", "position_max", "router_entropy", "router_margin", "expert_max")
-    if not study.has(*needed, "expert_raw_max", "expert_total"):
+    if not model.has(*needed, "expert_raw_max", "expert_total"):
         values.lack(NOT_RECORDED, *ROUTER)
         return EXPERTS.empty_table()
-    statistics = study.statistics
+    statistics = model.statistics
     experts, block = routing.experts_of(statistics), statistics["moe_block"].values
     axis = {"block": block}
     load = routing.loads(statistics["route"].values, experts)
@@ -128,20 +126,22 @@ def add_routers(values: Values, study: Study) -> pa.Table:
         "router_entropy": entropy,
         "router_entropy_share": np.minimum(entropy / whole, 1),
         "router_margin": statistics["router_margin"].values,
-        "outlier_token_share": (feeding >= study.criteria.magnitude).mean(axis=2),
+        "outlier_token_share": (feeding >= model.criteria.magnitude).mean(axis=2),
     }
-    associations = _associations(study, feeding, experts)
+    associations = _associations(model, feeding, experts)
     tables["route_information"] = np.stack([one.information for one in associations], axis=1)
     for metric, table in tables.items():
         values.add(metric, table, axis)
         values.add(metric, table.mean(axis=1))
-    return _expert_table(study, load, associations, feeding)
+    return _expert_table(model, load, associations, feeding)
 
 
-def _associations(study: Study, feeding: Array, experts: int) -> list[routing.Association]:
+def _associations(
+    model: ModelStatistics, feeding: Array, experts: int
+) -> list[routing.Association]:
     """Relate outlier tokens and routes in every block, with the same draws."""
-    plan = routing.permutations(len(study.sequences), study.rng("pairings"))
-    route = study.statistics["route"].values
+    plan = routing.permutations(len(model.sequences), model.rng("pairings"))
+    route = model.statistics["route"].values
     return [
         routing.associate(route[:, block], feeding[:, block], experts, plan)
         for block in range(route.shape[1])
@@ -149,12 +149,12 @@ def _associations(study: Study, feeding: Array, experts: int) -> list[routing.As
 
 
 def _expert_table(
-    study: Study, load: Array, associations: list[routing.Association], feeding: Array
+    model: ModelStatistics, load: Array, associations: list[routing.Association], feeding: Array
 ) -> pa.Table:
-    statistics, experts = study.statistics, load.shape[2]
+    statistics, experts = model.statistics, load.shape[2]
     route, found = statistics["route"].values, Attribution.of(statistics)
     p, unpicked = np.stack([one.p for one in associations]), found.feature < 0
-    magnitude = study.criteria.magnitude
+    magnitude = model.criteria.magnitude
     by_magnitude = [
         routing.magnitude_lift(route[:, block], feeding[:, block], experts, magnitude)
         for block in range(len(associations))
@@ -171,7 +171,7 @@ def _expert_table(
         "lift_magnitude": np.stack(by_magnitude),
         "largest": found.largest,
         "largest_feature": np.where(unpicked, np.nan, found.feature),
-        "largest_sequence": np.where(unpicked, np.nan, study.sequences[found.sequence]),
+        "largest_sequence": np.where(unpicked, np.nan, model.sequences[found.sequence]),
         "largest_position": np.where(unpicked, np.nan, found.position),
         "abs_max_mean": found.mean,
         "raw_abs_max": found.raw_max,
@@ -181,7 +181,7 @@ def _expert_table(
         "jump_sequences": found.jump_sequences,
     }
     flat = {name: np.ravel(column) for name, column in columns.items()}
-    return parquet.table(EXPERTS, {"model": study.model} | flat)
+    return parquet.table(EXPERTS, {"model": model.slug} | flat)
 
 
 def _over_sites(average: Any, table: Array) -> Array:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from moe_outliers.metrics.classes import (
     CLASSES,
@@ -16,13 +15,12 @@ from moe_outliers.metrics.classes import (
     model_class,
 )
 from moe_outliers.metrics.counts import BASES, Basis, pair_share, reaches, site_extent
-from moe_outliers.metrics.model_statistics import Study
+from moe_outliers.metrics.model_statistics import ModelStatistics
 from moe_outliers.metrics.selection import CrossFit, select
 from moe_outliers.metrics.surrogate import Surrogate
 from moe_outliers.metrics.values import NO_CANDIDATES, Values
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 POSITION_SHARES = (0.0, 0.01, 0.06, 0.25)
 """Shares of positions beside the headline's; 0 asks for one position."""
@@ -62,61 +60,65 @@ class Thresholds:
     position_share: float
 
 
-def sweep(values: Values, study: Study) -> pa.Table:
+def sweep(values: Values, model: ModelStatistics) -> pa.Table:
     """Add extents, shares and counts at all thresholds; return the table of SCHEMA."""
-    surrogate = Surrogate.of(study.statistics)
-    shares = sorted({*POSITION_SHARES, study.criteria.position_share})
+    surrogate = Surrogate.of(model.statistics)
+    shares = sorted({*POSITION_SHARES, model.criteria.position_share})
     rows = []
-    for alpha in study.counts.alphas.tolist():
+    for alpha in model.counts.alphas.tolist():
         coverage = {basis: surrogate.coverage(basis, alpha) for basis in BASES}
         for share in shares:
-            firing = {basis: study.counts.firing(basis, alpha, share) for basis in BASES}
+            firing = {basis: model.counts.firing(basis, alpha, share) for basis in BASES}
             for basis in BASES:
                 at = Thresholds(basis, alpha, share)
                 rows.append(
                     vars(at)
-                    | _expected(study, surrogate, coverage[basis], share)
-                    | _selected(values, study, at, firing[basis])
-                    | _classed(study, at, firing)
+                    | _expected(model, surrogate, coverage[basis], share)
+                    | _selected(values, model, at, firing[basis])
+                    | _classed(model, at, firing)
                 )
-    return parquet.of_rows(SCHEMA, rows, model=study.model)
+    return parquet.of_rows(SCHEMA, rows, model=model.slug)
 
 
-def _expected(study: Study, surrogate: Surrogate, coverage: Array, share: float) -> dict[str, Any]:
-    number, extent = surrogate.features(coverage, share, study.criteria.layer_share)
+def _expected(
+    model: ModelStatistics, surrogate: Surrogate, coverage: Array, share: float
+) -> dict[str, Any]:
+    number, extent = surrogate.features(coverage, share, model.criteria.layer_share)
     return {"surrogate_n_dims": number, "surrogate_extent_share": extent}
 
 
-def _selected(values: Values, study: Study, at: Thresholds, fires: Array) -> dict[str, Any]:
+def _selected(
+    values: Values, model: ModelStatistics, at: Thresholds, fires: Array
+) -> dict[str, Any]:
     """Add the values by sequence of one cell; return the number of outlier features."""
-    extent, layer_share = site_extent(fires), study.criteria.layer_share
+    extent, layer_share = site_extent(fires), model.criteria.layer_share
     fit = CrossFit.of(extent, layer_share)
     keys = vars(at)
     values.add("n_dims_sequence", fit.count(reaches(extent, layer_share)), **keys)
     values.add_whole("n_dims", fit.features, **keys)
     if fit.chosen.any():
-        counts = study.counts.at(at.basis, at.alpha)
+        counts = model.counts.at(at.basis, at.alpha)
         values.add("extent_site_share", fit.mean(extent), **keys)
-        values.add("sd_pair_share", fit.mean(pair_share(counts, study.counts.positions)), **keys)
+        values.add("sd_pair_share", fit.mean(pair_share(counts, model.counts.positions)), **keys)
     else:
         values.lack(NO_CANDIDATES, "extent_site_share", "sd_pair_share", **keys)
     return {"n_dims": fit.features}
 
 
-def _classed(study: Study, at: Thresholds, firing: dict[Basis, Array]) -> dict[str, Any]:
+def _classed(model: ModelStatistics, at: Thresholds, firing: dict[Basis, Array]) -> dict[str, Any]:
     """Class the model in one cell; x and z alone only at the headline's share of positions."""
-    basis, share = at.basis, study.criteria.position_share
-    headline = bool(np.isclose(at.alpha, study.alpha(basis)) and at.position_share == share)
+    basis, share = at.basis, model.criteria.position_share
+    headline = bool(np.isclose(at.alpha, model.alpha(basis)) and at.position_share == share)
     extent = site_extent(firing["x" if basis == "fires" else basis])
-    row = {"headline": headline, "candidates": select(extent, study.criteria.layer_share).sum()}
+    row = {"headline": headline, "candidates": select(extent, model.criteria.layer_share).sum()}
     if headline:
-        classes = study.classes[basis]
+        classes = model.classes[basis]
     elif basis == "fires" or at.position_share == share:
-        classes = study.classify(firing[basis], extent, SCREEN)
+        classes = model.classify(firing[basis], extent, SCREEN)
     else:
         names = [name for name in SCHEMA.names if name[:2] == "n_" or name[:5] == "mass_"]
         return dict.fromkeys(["model_class", *names]) | row
-    total = study.counts.at(basis, at.alpha).sum(axis=1, dtype=np.int64)
+    total = model.counts.at(basis, at.alpha).sum(axis=1, dtype=np.int64)
     return row | summarise(classes, total)
 
 

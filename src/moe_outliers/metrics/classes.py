@@ -5,18 +5,15 @@ The thresholds of this module are the protocol's; docs/method.md gives the reaso
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 
 from moe_outliers.metrics.consistency import Shifts, shift_test
 from moe_outliers.metrics.counts import reaches, site_extent
 from moe_outliers.metrics.selection import select
+from moe_outliers.stats import Array
 from moe_outliers.stats.multiplicity import LEVEL, benjamini_hochberg
-
-Array = NDArray[Any]
 
 SYSTEMATIC, INDETERMINATE, BANDED, PROBABILISTIC, GAIN_EXPLAINED = CLASSES = (
     "systematic", "indeterminate", "banded", "probabilistic", "gain_explained",
@@ -129,8 +126,7 @@ def mass(counts: Array) -> Array:
         (sequence, feature), summing to 1; NaN in a sequence without outlier values.
     """
     total = counts.sum(axis=1, keepdims=True)
-    result: Array = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
-    return result
+    return np.where(total > 0, counts / np.maximum(total, 1), np.nan)
 
 
 def fewest(counts: Array, share: float) -> Array:

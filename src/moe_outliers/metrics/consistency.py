@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 PERMUTATIONS = 9_999
 """Permutations of the test."""

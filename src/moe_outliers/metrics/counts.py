@@ -4,15 +4,14 @@ Axes are named in every docstring; `site` runs over two norms a block in order o
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from moe_outliers.stats import Array
 from moe_outliers.storage.statistics_file import KINDS
 
-Array = NDArray[Any]
 Basis = Literal["fires", "x", "z"]
 
 BASES: tuple[Basis, ...] = ("fires", "x", "z")
@@ -82,8 +81,7 @@ class Counts:
         found = np.flatnonzero(np.isclose(self.alphas, alpha))
         if not len(found):
             raise ValueError(f"no counts at threshold {alpha:g}; extract.alphas: {self.alphas}")
-        result: Array = (self.z if basis == "z" else self.x)[:, :, found[0]]
-        return result
+        return (self.z if basis == "z" else self.x)[:, :, found[0]]
 
     def firing(self, basis: Basis, alpha: float, position_share: float) -> Array:
         """Say at which sites a feature fires (M2): at enough positions.
@@ -106,20 +104,17 @@ class Counts:
 
 def least(whole: Array, share: float) -> Array:
     """Return the smallest count that is at least a share of the whole, and at least one."""
-    result: Array = np.maximum(1, np.ceil(share * whole - ROUNDING)).astype(np.int64)
-    return result
+    return np.maximum(1, np.ceil(share * whole - ROUNDING)).astype(np.int64)
 
 
 def reaches(value: Array, share: float) -> Array:
     """Compare a share that was computed by division with a threshold, both in [0, 1]."""
-    result: Array = value >= share - ROUNDING
-    return result
+    return value >= share - ROUNDING
 
 
 def site_extent(fires: Array) -> Array:
     """Share of the sites at which a feature fires (M3): (sequence, site, feature) without site."""
-    result: Array = np.add.reduce(fires, axis=1, dtype=np.int32) / fires.shape[1]
-    return result
+    return np.add.reduce(fires, axis=1, dtype=np.int32) / fires.shape[1]
 
 
 def block_extent(fires: Array) -> Array:
@@ -138,8 +133,7 @@ def pair_share(counts: Array, positions: Array) -> Array:
         (sequence, feature), the mean coverage (M1) over all sites.
     """
     total = np.add.reduce(counts, axis=1, dtype=np.int64)
-    result: Array = total / (counts.shape[1] * positions[:, None])
-    return result
+    return total / (counts.shape[1] * positions[:, None])
 
 
 def firing_share(counts: Array, fires: Array, positions: Array) -> Array:
@@ -182,5 +176,4 @@ class Band:
 def _ratio(part: Array, whole: Array) -> Array:
     """Divide; NaN where the whole is zero."""
     empty = whole == 0
-    result: Array = np.where(empty, np.nan, part / np.where(empty, 1, whole))
-    return result
+    return np.where(empty, np.nan, part / np.where(empty, 1, whole))

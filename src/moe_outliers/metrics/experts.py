@@ -1,13 +1,11 @@
 """Which experts write the outliers (M17), and the table of all experts."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 SUPER_PERCENTILE = 99.5
 SUPER_RATIO = 10.0
@@ -31,12 +29,11 @@ def super_experts(raw_max: Array, moe_block: Array, blocks: int) -> Array:
     if not raw_max.size:
         return np.zeros(raw_max.shape, dtype=bool)
     large = raw_max > np.percentile(raw_max, SUPER_PERCENTILE)
-    result: Array = (
+    return (
         large
         & (raw_max > raw_max.max() / SUPER_RATIO)
         & (moe_block < SUPER_DEPTH * blocks)[:, None]
     )
-    return result
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ class Attribution:
 
         def at_largest(name: str) -> Array:
             found = np.take_along_axis(statistics[name].values, sequence[None], axis=0)
-            result: Array = found[0]
-            return result
+            return found[0]
 
         each = np.stack([super_experts(one, block, blocks) for one in raw])
         share, number = _jump(statistics, written)

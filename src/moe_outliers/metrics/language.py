@@ -1,14 +1,10 @@
 """How well the model predicts the text (M20), in units that tokenizers share."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),

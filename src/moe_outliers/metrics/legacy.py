@@ -5,14 +5,11 @@ shows what is wrong with each.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moe_outliers.metrics.counts import reaches
-
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 MAGNITUDE = 5.984375
 """The smallest float32 that bfloat16 rounds to 6: the old system cast before it compared."""

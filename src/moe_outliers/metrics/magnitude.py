@@ -5,15 +5,12 @@ log|x - offset| = log|gain| + log|z|: of a large x, the gain's part is known exa
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from moe_outliers.stats import Array
 from moe_outliers.storage.statistics_file import TOKEN_TYPES
-
-Array = NDArray[Any]
 
 TYPES = ("first", *TOKEN_TYPES)
 """Types of position: position 0, delimiters, and all others. They are disjoint."""
@@ -103,8 +100,7 @@ def one_sidedness(positive: Array, count: Array) -> Array:
         In [0, 1]: 1 for one sign only; NaN where there are no such positions.
     """
     positive, count = positive.astype(float), count.astype(float)
-    result: Array = np.where(count > 0, np.abs(2 * positive - count) / np.maximum(count, 1), np.nan)
-    return result
+    return np.where(count > 0, np.abs(2 * positive - count) / np.maximum(count, 1), np.nan)
 
 
 def gain_free_share(fires_x: Array, fires_z: Array) -> Array:
@@ -116,8 +112,7 @@ def gain_free_share(fires_x: Array, fires_z: Array) -> Array:
     """
     both = (fires_x & fires_z).sum(axis=(1, 2)).astype(float)
     all_x = fires_x.sum(axis=(1, 2))
-    result: Array = np.where(all_x > 0, both / np.maximum(all_x, 1), np.nan)
-    return result
+    return np.where(all_x > 0, both / np.maximum(all_x, 1), np.nan)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes
-from moe_outliers.metrics.model_statistics import SEQUENCES, Study
+from moe_outliers.metrics.model_statistics import SEQUENCE_SCHEMA, ModelStatistics
 from moe_outliers.metrics.selection import LeftOut, stability
 from moe_outliers.metrics.values import SCHEMA as VALUES
 from moe_outliers.metrics.values import Values
@@ -49,7 +49,7 @@ PROVENANCE = parquet.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "values": VALUES,
-    "sequences": SEQUENCES,
+    "sequences": SEQUENCE_SCHEMA,
     "features": by_feature.SCHEMA,
     "profile": by_feature.PROFILE,
     "blocks": residual.SCHEMA,
@@ -74,12 +74,12 @@ VARIABLES = (
 
 
 def measure(
-    model: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
+    slug: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
 ) -> dict[str, pa.Table]:
     """Compute all metrics of one model.
 
     Args:
-        model: its slug.
+        slug: its name in the table of models.
         statistics: of all its sequences.
         tokens: its tokens, of tokenization.SCHEMA.
         criteria: what counts as an outlier feature.
@@ -88,54 +88,54 @@ def measure(
     Returns:
         The tables, named and typed as TABLES says.
     """
-    study = Study.of(model, statistics, tokens, criteria, seed)
-    extremes = Extremes.of(study.statistics)
+    model = ModelStatistics.of(slug, statistics, tokens, criteria, seed)
+    extremes = Extremes.of(model.statistics)
     legacy = Legacy.of(
         np.abs(extremes.signed),
-        study.statistics["union_count"].sel(union="all").values,
-        study.counts.positions,
+        model.statistics["union_count"].sel(union="all").values,
+        model.counts.positions,
         layer_share=criteria.layer_share,
         position_share=criteria.position_share,
     )
-    values = Values(model, study.sequences)
-    by_sequence.add_held_out(values, study, extremes)
-    by_sequence.add_whole(values, study, extremes)
-    by_sequence.add_legacy(values, study, legacy)
-    tokens_table = by_sequence.add_language(values, study)
-    by_site.add_sites(values, study, extremes)
-    described = by_feature.describe(study, extremes, legacy)
+    values = Values(slug, model.sequences)
+    by_sequence.add_held_out(values, model, extremes)
+    by_sequence.add_whole(values, model, extremes)
+    by_sequence.add_legacy(values, model, legacy)
+    tokens_table = by_sequence.add_language(values, model)
+    by_site.add_sites(values, model, extremes)
+    described = by_feature.describe(model, extremes, legacy)
     tables = {
-        "sequences": study.sequence_table(),
+        "sequences": model.sequence_table(),
         "features": described,
-        "profile": by_feature.profile(study, extremes, described),
-        "blocks": by_site.add_blocks(values, study),
-        "experts": by_site.add_routers(values, study),
-        "sensitivity": by_threshold.sweep(values, study),
-        "stability": _stability(study),
-        "cross_batch": _cross_batch(study),
-        "provenance": _provenance(study),
+        "profile": by_feature.profile(model, extremes, described),
+        "blocks": by_site.add_blocks(values, model),
+        "experts": by_site.add_routers(values, model),
+        "sensitivity": by_threshold.sweep(values, model),
+        "stability": _stability(model),
+        "cross_batch": _cross_batch(model),
+        "provenance": _provenance(model),
         "tokens": tokens_table,
     }
-    single = by_sequence.add_features(study, extremes)
+    single = by_sequence.add_features(model, extremes)
     return {"values": pa.concat_tables([values.table(), single])} | tables
 
 
-def _stability(study: Study) -> pa.Table:
+def _stability(model: ModelStatistics) -> pa.Table:
     rows = [
         {"basis": basis, "split": split, **vars(agreement)}
         for basis in BASES
         for split, agreement in enumerate(
-            stability(study.extent[basis], study.criteria.layer_share, study.rng("halves"))
+            stability(model.extent[basis], model.criteria.layer_share, model.rng("halves"))
         )
     ]
-    return parquet.of_rows(STABILITY, rows, model=study.model)
+    return parquet.of_rows(STABILITY, rows, model=model.slug)
 
 
-def _cross_batch(study: Study) -> pa.Table:
+def _cross_batch(model: ModelStatistics) -> pa.Table:
     rows = []
     for basis in BASES:
-        for place, sequence in enumerate(study.sequences):
-            left = LeftOut.of(study.extent[basis], place, study.criteria.layer_share)
+        for place, sequence in enumerate(model.sequences):
+            left = LeftOut.of(model.extent[basis], place, model.criteria.layer_share)
             rows.append(
                 {
                     "basis": basis,
@@ -147,11 +147,11 @@ def _cross_batch(study: Study) -> pa.Table:
                     **vars(left.agreement),
                 }
             )
-    return parquet.of_rows(CROSS_BATCH, rows, model=study.model)
+    return parquet.of_rows(CROSS_BATCH, rows, model=model.slug)
 
 
-def _provenance(study: Study) -> pa.Table:
-    told = {str(name): str(value) for name, value in study.statistics.attrs.items()}
+def _provenance(model: ModelStatistics) -> pa.Table:
+    told = {str(name): str(value) for name, value in model.statistics.attrs.items()}
     told.pop("ids_sha256", None)  # of one batch; the table `sequences` has each
     columns = {"attribute": list(told), "value": list(told.values())}
-    return parquet.table(PROVENANCE, {"model": study.model} | columns)
+    return parquet.table(PROVENANCE, {"model": model.slug} | columns)

@@ -2,24 +2,20 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xarray as xr
-from numpy.typing import NDArray
 
 from moe_outliers.metrics.classes import FeatureClasses, classify
 from moe_outliers.metrics.consistency import Shifts, period
 from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, Counts, site_extent
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.selection import CrossFit
-from moe_outliers.stats import draws
+from moe_outliers.stats import Array, draws
 from moe_outliers.storage import parquet
 
-Array = NDArray[Any]
-
-SEQUENCES = parquet.schema(
+SEQUENCE_SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
     sequence=(pa.int32(), "index of the sequence in the sweep, the same text for every model"),
     document=(pa.string(), "document that the text is from"),
@@ -34,18 +30,18 @@ SEQUENCES = parquet.schema(
 
 
 @dataclass(frozen=True)
-class Study:
+class ModelStatistics:
     """One model.
 
     Attributes:
-        model: its slug.
+        slug: its name in the table of models.
         statistics: its statistics, sequences in the order of their ids_sha256.
         tokens: its tokens, one row a sequence, in the same order.
         criteria: what counts as an outlier feature.
         seed: of every draw.
     """
 
-    model: str
+    slug: str
     statistics: xr.Dataset
     tokens: pa.Table
     criteria: Criteria
@@ -53,8 +49,8 @@ class Study:
 
     @classmethod
     def of(
-        cls, model: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
-    ) -> "Study":
+        cls, slug: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
+    ) -> "ModelStatistics":
         """Put statistics and tokens in order; statistics that are in order are not copied.
 
         Raises:
@@ -64,14 +60,14 @@ class Study:
         sequences = statistics["sequence"].values.tolist()
         named = tokens["sequence"].to_pylist()
         if missing := sorted(set(sequences) - set(named)):
-            raise ValueError(f"{model}: sequences {missing} are not in the tokens file")
+            raise ValueError(f"{slug}: sequences {missing} are not in the tokens file")
         tokens = tokens.take([named.index(sequence) for sequence in sequences])
         places = draws.order(tokens["ids_sha256"].to_pylist()).tolist()
         if places != sorted(places):
             statistics = statistics.isel(sequence=places)
         if len(set(statistics["positions"].values.tolist())) != 1:
-            raise ValueError(f"{model}: the sequences have differing numbers of positions")
-        return cls(model, statistics, tokens.take(places), criteria, seed)
+            raise ValueError(f"{slug}: the sequences have differing numbers of positions")
+        return cls(slug, statistics, tokens.take(places), criteria, seed)
 
     @cached_property
     def counts(self) -> Counts:
@@ -96,8 +92,7 @@ class Study:
     @property
     def sequences(self) -> Array:
         """(sequence,), their indices in the sweep."""
-        result: Array = self.statistics["sequence"].values
-        return result
+        return self.statistics["sequence"].values
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Return the generator of one purpose."""
@@ -160,17 +155,16 @@ class Study:
     def outliers(self) -> Array:
         """Positions with abs(x) at the magnitude, over all sites: (sequence, feature)."""
         x = self.counts.at("x", self.criteria.magnitude)
-        result: Array = x.sum(axis=1, dtype=np.int64)
-        return result
+        return x.sum(axis=1, dtype=np.int64)
 
     def sequence_table(self) -> pa.Table:
-        """Describe the sequences, one row each, of SEQUENCES."""
+        """Describe the sequences, one row each, of SEQUENCE_SCHEMA."""
         ends = [np.array(row) for row in self.tokens["ends"].to_pylist()]
         same = ("sequence", "document", "text_sha256", "ids_sha256")
         return parquet.table(
-            SEQUENCES,
+            SEQUENCE_SCHEMA,
             {
-                "model": self.model,
+                "model": self.slug,
                 "tokens": self.statistics["positions"].values,
                 "delimiters": self.statistics["delimiters"].values,
                 "first_end_byte": [row[0] for row in ends],

@@ -1,18 +1,14 @@
 """Shape of the activations site by site, and what 8-bit rounding costs them (M9, M18)."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 
 def rms(statistics: xr.Dataset) -> Array:
     """Root mean square of x over positions and features, (sequence, site)."""
-    result: Array = np.sqrt(_raw(statistics)[..., 1])
-    return result
+    return np.sqrt(_raw(statistics)[..., 1])
 
 
 def excess_kurtosis(statistics: xr.Dataset) -> Array:
@@ -25,14 +21,12 @@ def excess_kurtosis(statistics: xr.Dataset) -> Array:
     variance = m2 - m1**2
     fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
     constant = variance <= 1e-14 * m2
-    result: Array = np.where(constant, np.nan, fourth / np.where(constant, 1, variance) ** 2 - 3)
-    return result
+    return np.where(constant, np.nan, fourth / np.where(constant, 1, variance) ** 2 - 3)
 
 
 def token_excess_kurtosis(statistics: xr.Dataset) -> Array:
     """Mean over positions of the excess kurtosis over features (M9), (sequence, site)."""
-    result: Array = statistics["token_kurtosis"].values - 3
-    return result
+    return statistics["token_kurtosis"].values - 3
 
 
 def sqnr_db(error: Array) -> Array:
@@ -45,13 +39,11 @@ def sqnr_db(error: Array) -> Array:
         Of the same shape; NaN for an error of zero.
     """
     error = error.astype(float)
-    result: Array = np.where(error > 0, -10 * np.log10(np.where(error > 0, error, 1)), np.nan)
-    return result
+    return np.where(error > 0, -10 * np.log10(np.where(error > 0, error, 1)), np.nan)
 
 
 def _raw(statistics: xr.Dataset) -> Array:
     """Raw moments, (sequence, site, power)."""
     sums = statistics["power_sum"].values
     values = statistics["positions"].values * statistics.sizes["feature"]
-    result: Array = sums / values[:, None, None]
-    return result
+    return sums / values[:, None, None]

@@ -1,15 +1,11 @@
 """Massive activations of the residual stream, block by block (M10)."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import xarray as xr
-from numpy.typing import NDArray
 
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 USUAL = 0.5
 """A block shows massive activations if at least this share of the sequences does there."""
@@ -56,8 +52,7 @@ def growth(residual_max: Array) -> Array:
 def ratio(residual_max: Array, residual_median: Array) -> Array:
     """Largest abs(h) over the median of abs(h), (sequence, block); NaN for a median of zero."""
     median = residual_median.astype(float)
-    result: Array = np.where(median > 0, residual_max / np.where(median > 0, median, 1), np.nan)
-    return result
+    return np.where(median > 0, residual_max / np.where(median > 0, median, 1), np.nan)
 
 
 def blocks(statistics: xr.Dataset, delimiter: Array, model: str) -> pa.Table:

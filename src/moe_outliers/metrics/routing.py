@@ -7,14 +7,12 @@ outlier tokens of one sequence with the routes of another.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from scipy import sparse
 
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 TOP_SHARE = 0.01
 """Share of the positions that are outlier tokens."""
@@ -36,8 +34,7 @@ def loads(route: Array, experts: int) -> Array:
     found = np.zeros((*route.shape[:2], experts))
     for sequence, block in np.ndindex(*route.shape[:2]):
         found[sequence, block] = np.bincount(route[sequence, block].ravel(), minlength=experts)
-    result: Array = found / (route.shape[2] * route.shape[3])
-    return result
+    return found / (route.shape[2] * route.shape[3])
 
 
 def load_entropy(load: Array) -> Array:
@@ -52,8 +49,7 @@ def load_entropy(load: Array) -> Array:
     experts = load.shape[-1]
     terms = np.where(load > 0, load * np.log(np.where(load > 0, load, 1)), 0)
     entropy = -terms.sum(axis=-1)
-    result: Array = entropy / np.log(experts) if experts > 1 else np.full(entropy.shape, np.nan)
-    return result
+    return entropy / np.log(experts) if experts > 1 else np.full(entropy.shape, np.nan)
 
 
 @dataclass(frozen=True)
@@ -134,8 +130,7 @@ def magnitude_lift(route: Array, size: Array, experts: int, magnitude: float) ->
     picks = np.bincount(route.ravel(), minlength=experts)
     there = np.bincount(route[large].ravel(), minlength=experts)
     expected = picks * large.mean()
-    result: Array = np.where(expected > 0, there / np.where(expected > 0, expected, 1), np.nan)
-    return result
+    return np.where(expected > 0, there / np.where(expected > 0, expected, 1), np.nan)
 
 
 def first_picks(route: Array, experts: int) -> Array:
@@ -146,8 +141,7 @@ def first_picks(route: Array, experts: int) -> Array:
         experts: number of experts.
     """
     picked = (route[:, :, 0, :, None] == np.arange(experts)).any(axis=2)
-    result: Array = picked.mean(axis=0)
-    return result
+    return picked.mean(axis=0)
 
 
 def experts_of(statistics: xr.Dataset) -> int:
@@ -190,13 +184,11 @@ def _information(first: Array, tokens: Array, experts: int) -> Array:
     outside = every - inside
     bits = (_terms(inside, every * share) + _terms(outside, every * (1 - share))).sum(axis=2)
     own = np.diagonal(bits)
-    result: Array = own - (bits.sum(axis=1) - own) / (sequences - 1)
-    return result
+    return own - (bits.sum(axis=1) - own) / (sequences - 1)
 
 
 def _terms(joint: Array, independent: Array) -> Array:
     """Terms p log2(p / q) of a mutual information; 0 where p is 0."""
     there = joint > 0
     quotient = np.where(there, joint, 1) / np.where(there, independent, 1)
-    result: Array = np.where(there, joint * np.log2(quotient), 0)
-    return result
+    return np.where(there, joint * np.log2(quotient), 0)

@@ -5,15 +5,12 @@ takes extents whose sequences are in the order of their digests (`draws.order`).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from moe_outliers.metrics.counts import ROUNDING
-
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 FOLDS = 4
 """Folds of the cross-fitting; fewer where there are fewer sequences."""
@@ -32,8 +29,7 @@ def select(extent: Array, layer_share: float) -> Array:
     Returns:
         (feature,), bool.
     """
-    result: Array = extent.mean(axis=0) >= layer_share - ROUNDING
-    return result
+    return extent.mean(axis=0) >= layer_share - ROUNDING
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,7 @@ class CrossFit:
         Returns:
             (sequence,), float64.
         """
-        result: Array = (self.chosen[self.fold] & passing).sum(axis=1).astype(float)
-        return result
+        return (self.chosen[self.fold] & passing).sum(axis=1).astype(float)
 
 
 def halves(sequences: int) -> tuple[Array, Array]:

@@ -5,16 +5,13 @@ nothing where this surrogate reaches it too.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from scipy import special
 
 from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, least, reaches
-
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 GRID = np.concatenate([[0.0], np.geomspace(1e-12, 0.01, 2000), np.linspace(0.01, 1, 8001)[1:]])
 """Coverages at which the chance to fire is computed; between them it is interpolated."""
@@ -68,8 +65,7 @@ class Surrogate:
         """
         enough = int(least(np.array(self.positions), position_share))
         chance = special.bdtrc(enough - 1, self.positions, GRID)
-        result: Array = np.interp(coverage, GRID, chance).mean(axis=0)
-        return result
+        return np.interp(coverage, GRID, chance).mean(axis=0)
 
     def features(
         self, coverage: Array, position_share: float, layer_share: float

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
-
-Array = NDArray[Any]
 
 NOT_RECORDED = "not recorded"
 """Note of a metric whose variables the statistics file lacks."""

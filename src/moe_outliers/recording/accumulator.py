@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_outliers.stats import Array
 from moe_outliers.storage.statistics_file import VARIABLES
-
-Array = np.ndarray[Any, Any]
 
 Part = tuple[str, int]
 """Scope and number: ("site", 3), ("block", 1), ("moe", 1) or ("sequence", 0)."""
 
 
-class Kept:
+class Accumulator:
     """The statistics of all sequences, part by part of the model."""
 
     def __init__(self, sequences: int, numbers: dict[str, Sequence[int]]) -> None:

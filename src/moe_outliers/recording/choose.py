@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from moe_outliers.recording.plain import Immediate
+from moe_outliers.recording.plain import PlainReducer
 from moe_outliers.recording.reducer import Keep, Reducer
 from moe_outliers.recording.sites import Family
 
@@ -38,10 +38,10 @@ def reducer(
     if kernels is None:
         kernels = len(alphas) <= MOST_ALPHAS and usable(delimiter.device)
     if not kernels:
-        return Immediate(keep, delimiter, alphas, family)
+        return PlainReducer(keep, delimiter, alphas, family)
     from moe_outliers.recording.gpu import batched
 
-    return batched.Batched(keep, delimiter, alphas, family)
+    return batched.BatchedReducer(keep, delimiter, alphas, family)
 
 
 def usable(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_
 from moe_outliers.recording.sites import Family
 
 
-class Immediate:
+class PlainReducer:
     """Reduces each activation when it comes, in plain torch: the reference."""
 
     def __init__(

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers.recording import reduction
-from moe_outliers.recording.accumulator import Array, Kept
+from moe_outliers.recording.accumulator import Accumulator
 from moe_outliers.recording.choose import reducer
 from moe_outliers.recording.experts import Replaced, Tap
-from moe_outliers.recording.plain import Immediate
+from moe_outliers.recording.plain import PlainReducer
 from moe_outliers.recording.reducer import Picks, Reducer
 from moe_outliers.recording.sites import Site, family_of, sites_of
+from moe_outliers.stats import Array
 
 
 class Recorder:
@@ -69,14 +70,14 @@ class Recorder:
                 self._watch_experts(block, layer.mlp)
         blocks = range(len(model.model.layers))
         numbers = {"site": range(len(self.sites)), "block": blocks, "moe": self.moe_blocks}
-        self._kept = Kept(len(ids), numbers)
+        self._accumulator = Accumulator(len(ids), numbers)
 
     def close(self) -> None:
         """Detach from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._kept.close()
+        self._accumulator.close()
 
     # -- what the hooks do ---------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class Recorder:
         if device not in self._reducers:
             mask = torch.from_numpy(self.delimiter).to(device)
             self._reducers[device] = reducer(
-                self._kept.add, mask, self.alphas, self.family, self._kernels
+                self._accumulator.add, mask, self.alphas, self.family, self._kernels
             )
         return self._reducers[device]
 
@@ -200,14 +201,14 @@ class Recorder:
             self._ids[here] = torch.from_numpy(self.ids).to(here, torch.int64)
         for row, sequence in enumerate(self.sequences):
             nll = reduction.token_nll(hidden[row], head, self._ids[here][sequence])
-            self._kept.add("sequence", 0, [sequence], {"token_nll": nll[None]})
+            self._accumulator.add("sequence", 0, [sequence], {"token_nll": nll[None]})
 
     # -- what a replayed graph does again --------------------------------------------------------
 
     @property
     def replayable(self) -> bool:
         """Whether what the hooks do can be done again by replaying the work that they queued."""
-        return not any(isinstance(one, Immediate) for one in self._reducers.values())
+        return not any(isinstance(one, PlainReducer) for one in self._reducers.values())
 
     @contextmanager
     def captured(self, rows: int) -> Iterator[list[Any]]:
@@ -233,7 +234,7 @@ class Recorder:
         """
         self._flush()
         sites = [("site", 2 * block), ("site", 2 * block + 1)]
-        self._kept.settle([*sites, ("block", block), ("moe", block)])
+        self._accumulator.settle([*sites, ("block", block), ("moe", block)])
 
     def result(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
@@ -242,7 +243,7 @@ class Recorder:
             ValueError: if an activation was NaN or infinite; the message names the first such site.
         """
         self._flush()
-        result = self._kept.of(sequence)
+        result = self._accumulator.of(sequence)
         parts = [result[n] for n in ("x_min", "x_max", "x_first", "z_max", "power_sum")]
         for number, site in enumerate(self.sites):
             if not all(np.isfinite(part[number]).all() for part in parts):

@@ -64,5 +64,4 @@ def total_of(found: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
 
 def epsilon(norm: Any) -> float:
     """Return what a norm adds to the variance."""
-    found: float = getattr(norm, "variance_epsilon", None) or norm.eps
-    return found
+    return getattr(norm, "variance_epsilon", None) or norm.eps

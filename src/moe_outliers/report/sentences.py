@@ -269,8 +269,7 @@ def _listed(names: list[str]) -> str:
 def _stable(found: Mapping[str, Any], headline: str, along: str) -> Mapping[str, Any] | None:
     for row in found["stable_ranges"]:
         if (row["headline"], row["along"], row["basis"]) == (headline, along, "fires"):
-            stable: Mapping[str, Any] = row
-            return stable
+            return row
     return None
 
 

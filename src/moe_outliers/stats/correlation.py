@@ -3,15 +3,12 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
+from moe_outliers.stats import Array
 from moe_outliers.stats.multiplicity import LEVEL
-
-Array = NDArray[Any]
 
 EXACT = 9
 """The most models for which every permutation is tried."""
@@ -77,8 +74,7 @@ def least_significant(models: int) -> float:
 
 def _standardised(ranks: Array) -> Array:
     centred = ranks - ranks.mean()
-    result: Array = centred / np.sqrt((centred**2).sum())
-    return result
+    return centred / np.sqrt((centred**2).sum())
 
 
 def _orders(size: int, rng: np.random.Generator) -> Array:

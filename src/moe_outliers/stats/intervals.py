@@ -5,13 +5,11 @@ resampled positions are far too narrow. docs/method.md gives the measured covera
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special, stats
 
-Array = NDArray[Any]
+from moe_outliers.stats import Array
 
 CHUNK = 2_000_000
 """Resampled means that are held at a time."""
@@ -143,17 +141,14 @@ def _quantile(ordered: Array, at: Array) -> Array:
     left = np.clip(np.floor(place).astype(int), 0, ordered.shape[1] - 2)
     row = np.arange(len(ordered))
     weight = place - left
-    result: Array = ordered[row, left] * (1 - weight) + ordered[row, left + 1] * weight
-    return result
+    return ordered[row, left] * (1 - weight) + ordered[row, left + 1] * weight
 
 
 def _constant(values: Array) -> Array:
     """Say which quantities do not vary, but for rounding."""
-    result: Array = np.ptp(values, axis=0) <= ROUNDING * np.abs(values).max(axis=0)
-    return result
+    return np.ptp(values, axis=0) <= ROUNDING * np.abs(values).max(axis=0)
 
 
 def _means(values: Array) -> Array:
     """Return means over sequences; those of constant values are exact."""
-    result: Array = np.where(_constant(values), values[0], values.mean(axis=0))
-    return result
+    return np.where(_constant(values), values[0], values.mean(axis=0))

@@ -1,15 +1,14 @@
 """Many tests at once: false discovery rate and family-wise error."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+
+from moe_outliers.stats import Array
 
 LEVEL = 0.05
 """A test is rejected whose q, or adjusted p, is at most this."""
 
 
-def benjamini_hochberg(p: NDArray[Any]) -> NDArray[Any]:
+def benjamini_hochberg(p: Array) -> Array:
     """Return the q values of one family of tests: rejecting q <= .05 keeps false discovery at 5 %.
 
     Args:
@@ -25,7 +24,7 @@ def benjamini_hochberg(p: NDArray[Any]) -> NDArray[Any]:
     return q
 
 
-def holm(p: NDArray[Any]) -> NDArray[Any]:
+def holm(p: Array) -> Array:
     """Return p values adjusted so that any false rejection in the family has at most their level.
 
     Args:

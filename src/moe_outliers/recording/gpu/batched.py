@@ -36,7 +36,7 @@ Key = tuple[str, int, str]
 """Scope and number of what is kept, and what kind of activations it is made from."""
 
 
-class Batched:
+class BatchedReducer:
     """Holds activations, and reduces those of several sequences together by kernels."""
 
     def __init__(

@@ -14,8 +14,8 @@ def function_of(name: str) -> Callable[[Mapping[str, Any]], Drawn]:
     """Return the function that draws a figure."""
     module = import_module(f"moe_outliers.report.figures.{FIGURES[name].module}")
     if hasattr(module, "function_of"):
-        return module.function_of(name)  # type: ignore[no-any-return]
-    return getattr(module, name)  # type: ignore[no-any-return]
+        return module.function_of(name)
+    return getattr(module, name)
 
 
 def draw(name: str, tables: Mapping[str, Any], base: Path) -> str:
