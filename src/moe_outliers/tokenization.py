@@ -49,8 +49,9 @@ def windows(texts: pa.Table, tokenizer: Tokenizer, *, tokens: int, bos: str) -> 
         tokens: ids of a window.
         bos: `none` for no special token, `model` for those that the tokenizer adds by itself.
 
-    Returns: One row a sequence, of SCHEMA. A delimiter is a position from 1 on whose own decoded
-        text, spaces stripped, is non-empty and only full stops, commas or newlines.
+    Returns:
+        One row a sequence, of SCHEMA. A delimiter is a position from 1 on whose own decoded text,
+        spaces stripped, is non-empty and only full stops, commas or newlines.
 
     Raises:
         ValueError: if a text has too few ids; the message names its document.

@@ -63,8 +63,9 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
         folder: holds the checkpoint's JSON files.
         names: all files of the checkpoint, where they are not in the folder.
 
-    Raises: ValueError: if there are none (pickled weights are never opened), or the index names a
-        file that is not there.
+    Raises:
+        ValueError: if there are none (pickled weights are never opened), or the index names a file
+            that is not there.
     """
     names = {p.name for p in folder.iterdir() if p.is_file()} if names is None else names
     if SINGLE in names:  # transformers, too, then leaves an index alone
@@ -101,9 +102,9 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
         size: bytes of the whole file.
         name: the shard's file name.
 
-    Raises: ValueError: if a tensor lies outside the file or over another, or its size is not that
-        of its
-            type and shape.
+    Raises:
+        ValueError: if a tensor lies outside the file or over another, or its size is not that of
+            its type and shape.
     """
     raw = files.parse_json(header, name)
     if not isinstance(raw, dict):
@@ -158,8 +159,9 @@ def index_of(source: Source) -> dict[str, Tensor]:
     Returns:
         Every tensor of the checkpoint by name.
 
-    Raises: ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and
-        the headers disagree.
+    Raises:
+        ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and the
+            headers disagree.
     """
     found: dict[str, Tensor] = {}
     with ThreadPoolExecutor(HEADER_READERS) as pool:

@@ -28,9 +28,9 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         device: cpu, or cuda: then accelerate places the model over all visible GPUs.
         dtype: auto, bfloat16 or float32.
 
-    Raises: ValueError: if the checkpoint lacks tensors, holds others, or some have another shape:
-        transformers
-            would fill those at random.
+    Raises:
+        ValueError: if the checkpoint lacks tensors, holds others, or some have another shape:
+            transformers would fill those at random.
     """
     config = read_config(folder / "config.json")
     read_index(folder)

@@ -81,7 +81,8 @@ def int8_errors(x: Tensor) -> Tensor:
     Args:
         x: (position, feature), float32.
 
-    Returns: (scheme,), float64: tensor, token (absmax / 127), zeropoint (per token, 255 steps from
+    Returns:
+        (scheme,), float64: tensor, token (absmax / 127), zeropoint (per token, 255 steps from
         minimum to maximum), mixed (features with any abs(x) >= 6 exact, the rest as token).
         Rounding is half to even; a row of zeros has error 0.
 
@@ -186,8 +187,9 @@ def experts(raw: Tensor, weighted: Tensor, picked: Tensor, count: int) -> dict[s
         picked: (position, k), which expert it is.
         count: number of experts.
 
-    Returns: expert_max (signed), expert_max_feature, expert_max_position (-1 for an unpicked
-        expert; ties: lowest position, then lowest feature) and expert_raw_max, each (expert,).
+    Returns:
+        expert_max (signed), expert_max_feature, expert_max_position (-1 for an unpicked expert;
+        ties: lowest position, then lowest feature) and expert_raw_max, each (expert,).
     """
     positions, k, _ = weighted.shape
     peak = weighted.abs().max(dim=2)

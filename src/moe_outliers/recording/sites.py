@@ -14,9 +14,10 @@ from typing import Any
 class Family:
     """What the measurement must know about a family.
 
-    Attributes: router: name of the router inside the MLP of a block. scores: what the router's
-        top-k sorts: `softmax` of the logits, the `logits` themselves, or the
-            `sigmoid` of the logits plus the router's correction bias.
+    Attributes:
+        router: name of the router inside the MLP of a block.
+        scores: what the router's top-k sorts: `softmax` of the logits, the `logits` themselves, or
+            the `sigmoid` of the logits plus the router's correction bias.
         unit_offset: the norm multiplies by 1 + weight instead of weight.
         layer_norm: the norms are LayerNorm (they subtract the mean and add a bias), not RMSNorm.
         period: blocks after which the kinds of mixer repeat.
