@@ -1,4 +1,4 @@
-"""One model, all its batches: run what is missing or invalid, write each with its receipt."""
+"""Extracts the statistics of one model: every missing or invalid batch, with its receipt."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ class Task:
     """What to extract, and how.
 
     Attributes:
-        folder: a local checkpoint in the hub's layout; None: the repository of the batches.
+        folder: a local checkpoint in the hub's layout; None: the repository that the batches name.
         tokens: the tokens file.
         device: cpu or cuda.
         dtype: auto, bfloat16 or float32.
@@ -54,9 +54,9 @@ class Task:
 
 
 def extract(task: Task, progress: Progress) -> None:
-    """Make every batch valid; what is valid already keeps its bytes.
+    """Make every batch valid; batches that are valid already keep their bytes.
 
-    A batch that fails does not cost its siblings: they are finished and written first.
+    If a batch fails, the others are finished and written first.
 
     Raises:
         ValueError: if a batch failed; the message names each, with its reason. If the sequences are
@@ -70,7 +70,7 @@ def extract(task: Task, progress: Progress) -> None:
     if task.device == "cpu":
         torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on their number
     for batch in wanted:
-        if reason := receipts.fault(batch.statistics, batch.receipt, batch.expected):
+        if reason := receipts.fault(*batch):
             progress(f"{batch.statistics}: {reason}: computing it")
             batch.receipt.unlink(missing_ok=True)
             batch.statistics.unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def extract(task: Task, progress: Progress) -> None:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Name the versions that numbers depend on."""
+    """Return the versions of libraries that numbers depend on."""
     cuda = torch.version.cuda if device == "cuda" else None
     here = {
         "torch": str(torch.__version__),
@@ -109,10 +109,10 @@ def environment(device: str) -> dict[str, str]:
 
 
 def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]:
-    """Pick the batches to compute: the invalid, and with them those of other library versions.
+    """Choose the batches to compute: the invalid ones, and with them those of other versions.
 
-    One model's batches must be of one set of versions. Reading the model is what costs; so where
-    one batch must be computed anyway, those made with other versions are computed again with it.
+    All batches of a model must be computed with the same versions of the libraries. What costs is
+    to read the model; so where one batch must be computed anyway, those of other versions are too.
     """
     invalid, others = [], []
     here = environment(task.device)
@@ -120,11 +120,11 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
         expected = dataclasses.replace(batch.expected, ids_sha256=ids, checkpoint=checkpoint)
-        batch = batch._replace(expected=expected)  # noqa: PLW2901 - the same, knowing more
-        if receipts.fault(batch.statistics, batch.receipt, expected):
-            invalid.append(batch)
-        elif receipts.read(batch.receipt).versions != here:
-            others.append(batch)
+        known = batch._replace(expected=expected)
+        if receipts.fault(*known):
+            invalid.append(known)
+        elif receipts.read(known.receipt).versions != here:
+            others.append(known)
     if invalid and others:
         progress(
             f"{len(others)} valid batches were made with other versions than {here}: "
@@ -135,7 +135,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
 
 
 def _refuse_beyond_context(config: Any, tokens: int) -> None:
-    """Refuse sequences that are longer than those that the model is made for."""
+    """Refuse sequences that are longer than the model's context."""
     if tokens > config.max_position_embeddings:
         raise ValueError(
             f"sequences of {tokens} tokens, but the model's context is "
@@ -147,7 +147,7 @@ def _refuse_beyond_context(config: Any, tokens: int) -> None:
 def _write_finished(
     wanted: list[Pair], done: Iterator[int], recorder: Recorder, writer: "_Writer"
 ) -> dict[str, str]:
-    """Write each batch as soon as its last sequence is done; return what failed, and why."""
+    """Write each batch when its last sequence is done; return which failed, and why."""
     results: dict[int, dict[str, Array]] = {}
     failed: dict[str, str] = {}
     for row in done:
@@ -162,18 +162,18 @@ def _write_finished(
 
 
 class _Writer:
-    """Writes the pairs of one model: what they share is made once."""
+    """Writes statistics files and receipts of one model."""
 
     def __init__(self, task: Task, running: engine.Engine, recorder: Recorder) -> None:
         self.task, self.running, self.recorder = task, running, recorder
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """How the numbers were made, once some are."""
+        """The attributes that all batches share; only after the first forward pass."""
         return _attributes(self.task, self.running.model, self.recorder)
 
     def write(self, batch: Pair, parts: list[dict[str, Array]]) -> None:
-        """Write one pair, the receipt last."""
+        """Write the statistics file of a batch, then its receipt."""
         expected, recorder = batch.expected, self.recorder
         ids_sha256 = expected.ids_sha256 or []
         variables = {
@@ -224,7 +224,7 @@ class _Writer:
 
 
 def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
-    """Say how the numbers were made."""
+    """Describe how the numbers were computed: the statistics file's global attributes."""
     config: Any = model.config
     here = environment(task.device)
     mixers = {getattr(layer, "linear_attn", None) for layer in model.model.layers} - {None}

@@ -1,7 +1,7 @@
-"""Places where a test may kill the program, or make it fail; nothing happens unless it asks.
+"""Points where a test may kill the program or make it fail; without that they do nothing.
 
 The environment variable MOE_OUTLIERS_FAILPOINT names one: `before_receipt` kills this process with
-SIGKILL when it comes there, `before_receipt:3` at the third time, `before_receipt!` raises an error
+SIGKILL when it gets there, `before_receipt:3` the third time, and `before_receipt!` raises an error
 instead.
 """
 
@@ -14,7 +14,7 @@ VARIABLE = "MOE_OUTLIERS_FAILPOINT"
 
 
 class Failpoint(StrEnum):
-    """Every place, in the order in which a run comes past them."""
+    """Every point, in the order in which a run passes them."""
 
     HEALED = "healed"
     OWNED = "owned"
@@ -33,7 +33,7 @@ _reached: Counter[Failpoint] = Counter()
 
 
 def reach(point: Failpoint, error: type[Exception] = RuntimeError) -> None:
-    """Come past a failpoint; `error` is what `!` raises here."""
+    """Pass a failpoint; `error` is what `!` raises here."""
     asked = os.environ.get(VARIABLE)
     if not asked:
         return

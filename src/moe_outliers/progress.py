@@ -1,4 +1,4 @@
-"""What is said of a sweep while it goes on."""
+"""Reports the progress of a running model, as lines of text."""
 
 import time
 from collections.abc import Callable
@@ -10,24 +10,24 @@ REPORT_S = 5.0
 
 
 class Rate:
-    """Says every few seconds how many bytes have been read, how fast, and how long it will take."""
+    """Reports every few seconds how many bytes have been read, how fast, and the time left."""
 
     def __init__(self, tell: Progress, total: int, blocks: int) -> None:
-        """Start to measure.
+        """Start the clock.
 
         Args:
-            tell: takes the lines.
-            total: bytes of all groups.
-            blocks: how many there are.
+            tell: prints a line.
+            total: bytes of the checkpoint.
+            blocks: decoder blocks of the model.
         """
         self._tell, self._total, self._blocks = tell, total, blocks
         self._started = self._told = time.monotonic()
 
     def report(self, name: str, read: int) -> None:
-        """Say how far the sweep is, unless that was said just now.
+        """Report the progress, unless that was done just now.
 
         Args:
-            name: of the group in use.
+            name: of the embeddings, block or head in use.
             read: bytes so far.
         """
         now = time.monotonic()
@@ -42,7 +42,7 @@ class Rate:
         )
 
     def end(self, passes: int) -> None:
-        """Say what was done, in so many forward passes."""
+        """Report the end, after so many forward passes."""
         self._tell(
             f"forward passes: {passes}, each of {self._blocks} blocks; "
             f"{self._total / 1e9:.1f} GB in {time.monotonic() - self._started:.1f} s"

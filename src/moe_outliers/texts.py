@@ -1,4 +1,4 @@
-"""The texts that every model reads: chosen once, before any tokenizer is known."""
+"""Chooses the texts that every model reads: once, before any tokenizer is used."""
 
 import hashlib
 import itertools
@@ -10,25 +10,25 @@ from pathlib import Path
 import pyarrow as pa
 
 BYTES_PER_TOKEN = 8
-"""A document must have this many bytes a token: then no tokenizer finds it too short."""
+"""Bytes that a document must have for each token, so that it has enough tokens by any tokenizer."""
 
 POOL = 1024
-"""Documents are drawn from the first this many that are long enough: any stream ends."""
+"""Documents are drawn from so many that are long enough: a stream is not read to its end."""
 
 BUNDLED = "us-constitution.txt"
 
 SCHEMA = pa.schema([("document", pa.string()), ("text", pa.string()), ("sha256", pa.string())])
 
 Document = tuple[str, str]
-"""Its id, and its text."""
+"""Id and text."""
 
 
 def draw(documents: Iterable[Document], *, sequences: int, tokens: int, seed: int) -> pa.Table:
     """Choose one document for each sequence.
 
-    Documents of fewer than 8 bytes a token, and repeated texts, are passed over; of the first 1,024
-    others those with the smallest sha256(seed, id) are taken. More sequences extend the choice and
-    change none of it.
+    Documents of fewer than 8 bytes a token, and repeated texts, are skipped; of the first 1,024
+    others those with the smallest sha256(seed, id) are taken. So more sequences add documents and
+    change none of the first.
 
     Returns:
         One row a sequence: document, text, sha256 of the text.
@@ -91,12 +91,12 @@ def read_text(path: Path) -> str:
 
 
 def read_bundled() -> str:
-    """Return the text that ships with the package; data/README.md says where it is from."""
+    """Return the text that ships with the package; data/README.md names its source."""
     return (resources.files("moe_outliers") / "data" / BUNDLED).read_text(encoding="utf-8")
 
 
 def read_jsonl(path: Path) -> Iterator[Document]:
-    """Read documents from a JSONL file: the key `text`, and `id`, else the line number.
+    """Read documents from a JSONL file: the key `text`, and `id` or else the line number.
 
     Raises:
         ValueError: if a line is no JSON object with a text.

@@ -1,4 +1,4 @@
-"""From texts to token ids, once for each model: ids are never decoded and encoded again."""
+"""Turns texts into token ids, once for each model; they are never decoded and encoded again."""
 
 import hashlib
 from itertools import accumulate
@@ -20,7 +20,7 @@ SCHEMA = pa.schema(
         ("ids_sha256", pa.string()),
     ]
 )
-"""One row a sequence; `ends` is the byte of the text where each id ends, text_* are of the text."""
+"""One row a sequence; `ends` is the byte where each id ends; text_* belong to the whole text."""
 
 DELIMITERS = frozenset(".,\n")
 

@@ -1,7 +1,7 @@
-"""The verdict on one model's statistics: every check by name, passed or not, and why.
+"""Checks one model's statistics, and writes a verdict: every check by name, passed or not, and why.
 
 A check is a function of the merged dataset that yields what is wrong. The verdict is always
-written; an invalid model's metrics then fail with it, and other models go on.
+written; the metrics of an invalid model then fail with it, and other models continue.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Expectation:
 def verdict(
     model: str, pairs: list[receipts.Pair], tokens: pa.Table, expectation: Expectation
 ) -> Verdict:
-    """Check every pair of a model, and the whole that they make.
+    """Check every pair of a model, and the dataset that they make together.
 
     Args:
         model: slug of the model.
@@ -49,7 +49,7 @@ def verdict(
         expectation: what the statistics must agree with.
 
     Returns:
-        The verdict; no fault in a file raises.
+        The verdict; no fault of a file raises an exception.
     """
     ids = tokens["ids_sha256"].to_pylist()
     faults, sound = _receipts(pairs, ids)
@@ -76,10 +76,10 @@ def verdict(
 
 
 def refuse_invalid(verdict: Verdict) -> None:
-    """Raise if a verdict says invalid.
+    """Refuse a model whose verdict is invalid.
 
     Raises:
-        ValueError: naming each failed check, and the two ways out.
+        ValueError: if it is; the message names each failed check, and the two ways out.
     """
     if not verdict["valid"]:
         failed = [f"{c['name']} ({c['message']})" for c in verdict["checks"] if not c["passed"]]

@@ -1,7 +1,7 @@
-"""The version of each step's numbers: raise one, and the files of that step are built anew.
+"""The version of each step's results: raise one, and the files of that step are built again.
 
-Rules hand these to their scripts as a parameter, so that a changed comment costs no GPU time and a
-changed formula is never missed. This module imports nothing: it is read on every start.
+Rules pass these to their scripts as a parameter, so that a changed comment costs no GPU time and a
+changed formula is never missed. This module imports nothing: every start of Snakemake reads it.
 """
 
 TEXTS = 1

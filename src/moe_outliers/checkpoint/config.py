@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, checked before anything is made of it."""
+"""Reads a checkpoint's config.json, and checks it before anything depends on it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from moe_outliers.recording.sites import family_of
 from moe_outliers.storage import files
 
 QUANTISED = ("mxfp4", "fp8")
-"""Ways to store weights that are dequantised on reading: quant_method in config.json."""
+"""Formats of quantised weights that can be read: quant_method in config.json."""
 
 LIMITS = {
     "num_hidden_layers": 1000,
@@ -23,7 +23,7 @@ LIMITS = {
     "n_routed_experts": 65535,
     "num_experts_per_tok": 4096,
 }
-"""Largest sensible sizes in config.json: one that is beyond would only exhaust memory."""
+"""Largest sensible sizes in config.json: a larger one would only exhaust memory."""
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Keys of config.json that say how many experts a router picks from, one for each family."""

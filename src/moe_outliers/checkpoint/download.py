@@ -1,7 +1,7 @@
-"""The shards of a model of the hub: fetched in the order of use, each verified before it is read.
+"""Downloads the shards of a model in the order of use; each is verified before it is read.
 
-While one shard is read, the next ones come. What lies on disk is bounded, and what will not be
-needed for longest goes first. A run that was interrupted goes on with what it had.
+While one shard is read, the next ones are downloaded. Disk space is bounded: the shard that is
+needed last is dropped first. An interrupted run continues with what it has on disk.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from moe_outliers.progress import Progress
 
 GB = 1e9
 DAMAGED_ATTEMPTS = 3
-"""How often a shard is fetched whose digest turns out wrong."""
+"""How often a shard with a wrong digest is downloaded again."""
 
 REPORT_S = 10.0
 """Seconds between two lines about one shard."""
@@ -30,7 +30,7 @@ NEVER = 1 << 30
 
 
 class Shards:
-    """A checkpoint of the hub, as a source.
+    """The shards of a repository of the hub, as a source.
 
     Attributes:
         folder: holds the checkpoint's JSON files.
@@ -80,9 +80,10 @@ class Shards:
         return self._ranges.files[name].size
 
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """Fill a buffer with the bytes of a shard; wait until the shard is there and verified.
+        """Fill a buffer with the bytes of a shard; wait until it is downloaded and verified.
 
-        Before the order of use is known, the bytes come by range, and are compared later.
+        Before `expect` is called these are headers: they are read by range, and compared with the
+        verified shard later.
         """
         if self._thread is None:
             self._ranges.read_into(name, offset, view)
@@ -100,7 +101,7 @@ class Shards:
             os.close(handle)
 
     def expect(self, order: Sequence[Sequence[str]]) -> None:
-        """Start to fetch the shards, in the order in which groups of tensors need them.
+        """Start to download the shards, in the order in which groups of tensors need them.
 
         Raises:
             ValueError: if one group needs more than the budget; the message has the figures.
@@ -119,7 +120,7 @@ class Shards:
         self._thread.start()
 
     def passed(self, group: int) -> None:
-        """Say that the groups up to this one will not be read again: their shards may go."""
+        """Announce that the groups up to this one will not be read again: drop their shards."""
         with self._changed:
             for uses in self._uses.values():
                 while uses and uses[0] <= group:
@@ -127,15 +128,15 @@ class Shards:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Nothing to compare: every shard was verified before it was read."""
+        """Do nothing: every shard was verified before it was read."""
 
     def finished(self) -> None:
-        """Say that the results are written: the shards in the cache are not needed any more."""
+        """Announce that the results are written: the cache is emptied."""
         for name in self.names:
             self._cache.drop(name)
 
     def close(self) -> None:
-        """Stop fetching; what was verified stays."""
+        """Stop downloading; verified shards stay in the cache."""
         with self._changed:
             if self._stopped:
                 return
@@ -148,7 +149,7 @@ class Shards:
             os.close(self._there.popitem()[1])
         self._cache.close()
 
-    # -- what the fetching thread does ---------------------------------------------------------
+    # -- in the downloading thread -------------------------------------------------------------
 
     def _fetch_all(self) -> None:
         try:
@@ -179,15 +180,16 @@ class Shards:
         self._changed.wait()
 
     def _make_room(self, name: str) -> bool:
-        """Drop other shards until one fits: those that are needed no more, or later than it.
+        """Drop other shards until one fits: those that are not needed again, or later than it.
 
-        What is needed again is dropped only for what is needed now: fetching costs more than
-        waiting.
+        A shard that is needed again is dropped only for one that is needed now: to download twice
+        costs more than to wait.
         """
         cache, now = self._cache, min(uses[0] for uses in self._uses.values() if uses)
         while cache.used() + cache.lacks(name) > cache.budget:
             others = [n for n in self.names if n != name and cache.held(n)]
             latest = max(others, key=self._when, default=name)
+            # Not needed now: only what is never needed again may go. Needed now: all that is later.
             kept_until = NEVER if self._when(name) > now else self._when(name) + 1
             if self._when(latest) < kept_until:
                 return False
@@ -200,9 +202,9 @@ class Shards:
         return self._uses[name][0] if self._uses.get(name) else NEVER
 
     def _obtain(self, name: str, pool: ThreadPoolExecutor) -> int | None:
-        """Return a verified shard, open: found on this machine, or fetched.
+        """Return a verified shard, open: found on this machine, or downloaded.
 
-        None, if it is not needed any more before there is room: its bytes were read before it was
+        None if it is not needed any more by the time there is room: it was read before it was
         dropped.
 
         Raises:
@@ -228,7 +230,7 @@ class Shards:
         raise ValueError(f"{fault} ({DAMAGED_ATTEMPTS} attempts)")
 
     def _opened(self, name: str, path: Path) -> int:
-        """Open a verified shard, and make sure that its header is the one that was read before."""
+        """Open a verified shard, and compare it with the header that was read before."""
         handle = os.open(path, os.O_RDONLY)
         for (peeked, offset, length), digest in self._peeked.items():
             if peeked == name:
@@ -243,7 +245,7 @@ class Shards:
         return handle
 
     def _fetch(self, name: str, pool: ThreadPoolExecutor) -> str:
-        """Append what is missing of a shard, in order; return the digest of the whole."""
+        """Download the missing rest of a shard; return the digest of the whole."""
         size, started = self.size(name), time.monotonic()
         digest, said = hashlib.sha256(), started
         try:
@@ -267,7 +269,7 @@ class Shards:
         return digest.hexdigest()
 
     def _say(self, name: str, got: int, begun: int, started: float) -> None:
-        """Say how much of a shard is there."""
+        """Report how much of a shard is on disk."""
         size, seconds = self.size(name), max(time.monotonic() - started, 1e-9)
         part = "" if got == size else f"{got / GB:.1f} of "
         self._progress(
@@ -276,7 +278,7 @@ class Shards:
         )
 
     def _pieces(self, name: str, begin: int, pool: ThreadPoolExecutor) -> Iterator[bytearray]:
-        """Fetch the rest of a shard side by side, and give it in order."""
+        """Download the rest of a shard in parallel, and yield it in order."""
         size, under_way = self.size(name), deque[Future[bytearray]]()
         for start in range(begin, size, self._chunk_bytes):
             length = min(self._chunk_bytes, size - start)

@@ -19,12 +19,12 @@ SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 
 HEADER_READ_BYTES = 1 << 20
-"""What is read of each shard at first: longer than most headers."""
+"""Bytes of each shard that are read at first: longer than most headers."""
 
 HEADER_READERS = 16
 
 MAX_AXES = 16
-"""More axes than any tensor has: the product of millions of lengths would take for ever."""
+"""More axes than any tensor has; the product of millions of lengths would take for ever."""
 
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 """The name of a shard: no path, nothing that a terminal would obey."""
@@ -41,7 +41,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies.
+    """Where the bytes of a tensor lie.
 
     Attributes:
         shard: file name of the shard.
@@ -148,7 +148,7 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
 
 
 def read_index(folder: Path) -> dict[str, Tensor]:
-    """Read the headers of all shards of a folder: as `index_of`."""
+    """Read the headers of all shards of a folder, as `index_of`."""
     with closing(Folder(folder, shards(folder))) as source:
         return index_of(source)
 
@@ -187,7 +187,7 @@ def index_of(source: Source) -> dict[str, Tensor]:
 
 
 def _read_header(source: Source, name: str) -> bytes:
-    """Read one header with one read, if it is no longer than most."""
+    """Read one header, in most cases with a single read."""
     size = source.size(name)
     start = bytearray(min(size, HEADER_READ_BYTES))
     source.read_into(name, 0, memoryview(start))

@@ -1,8 +1,8 @@
-"""Byte ranges of the hub's files at a pinned commit: read side by side, resumed, retried.
+"""Reads byte ranges of the hub's files at a pinned commit: in parallel, resumed, retried.
 
-The hub answers with a redirection to a store of its own, which is remembered for each file as long
-as the store takes it for any range; the token is never sent to another host. What the hub says of a
-file is compared with what it listed, so that a file which is changed under way is noticed.
+The hub redirects a reader to a storage server. That address is remembered for each file as long as
+the storage server accepts it for any range; the token is sent to no host but the hub. What the hub
+says of a file is compared with its listing, so that a file that changes meanwhile is noticed.
 """
 
 import base64
@@ -22,21 +22,21 @@ from moe_outliers.checkpoint.hub import File, asked_to_wait
 from moe_outliers.checkpoint.source import Stopped
 
 ATTEMPTS = 6
-"""Failures in a row after which a read is given up."""
+"""A read is given up after so many failures in a row."""
 
 PROGRESS_BYTES = 1 << 20
-"""An attempt that brought as much is no failure: the line is bad, but it works."""
+"""An attempt that read that much does not count as a failure: the line is bad, but it works."""
 
 SLOWEST = 100_000
-"""Bytes a second below which an attempt counts as stalled, beside the time without any byte."""
+"""Bytes a second: an attempt that is slower counts as stalled, as one without any byte does."""
 
 LONGEST_PAUSE_S = 30.0
 
 RANGE_BOUND_S = 60.0
-"""An address of the store that is refused before this age was signed for one range alone."""
+"""A storage address that is refused when younger than this was signed for one range only."""
 
-PASSING = (408, 416, 425, 429)
-"""Statuses below 500 that may pass."""
+TRANSIENT = (408, 416, 425, 429)
+"""Statuses below 500 that may be transient."""
 
 REDIRECTIONS = 5
 
@@ -61,13 +61,13 @@ class Ranges:
         patience_s: float = 30.0,
         pause_s: float = 0.5,
     ) -> None:
-        """Name the repository; nothing is sent yet."""
+        """Name the repository; no request is made yet."""
         self.files, self.patience_s, self.pause_s = files, patience_s, pause_s
         self.where = f"{repo} at {revision[:12]}"
         self._base = f"{endpoint.rstrip('/')}/{repo}/resolve/{revision}"
         self._home = urlsplit(self._base)[:2]
         self._revision, self._token = revision, token
-        self._stores: dict[str, tuple[str, float]] = {}
+        self._addresses: dict[str, tuple[str, float]] = {}
         self._remembers = True
         self._local = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
@@ -81,18 +81,18 @@ class Ranges:
             Stopped: if `close` was called.
         """
         done = failures = 0
-        store = self._stores.get(name)
+        known = self._addresses.get(name)
         while done < len(view):
             attempt = _Attempt(self, name, offset + done, view[done:])
             try:
-                attempt.run(store[0] if store else f"{self._base}/{quote(name)}")
+                attempt.run(known[0] if known else f"{self._base}/{quote(name)}")
             except (OSError, http.client.HTTPException) as error:
-                self._stores.pop(name, None)
-                if store and getattr(error, "by_store", False):  # it ran out: ask the hub again
-                    self._remembers &= time.monotonic() - store[1] > RANGE_BOUND_S
-                    store = None
+                self._addresses.pop(name, None)
+                if known and getattr(error, "by_storage", False):  # it expired: ask the hub again
+                    self._remembers &= time.monotonic() - known[1] > RANGE_BOUND_S
+                    known = None
                     continue
-                store = None
+                known = None
                 failures = 0 if attempt.got >= PROGRESS_BYTES else failures + 1
                 if failures >= ATTEMPTS:
                     raise ValueError(
@@ -112,15 +112,15 @@ class Ranges:
                         connection.sock.shutdown(socket.SHUT_RDWR)
                 connection.close()
 
-    # -- what an attempt uses ------------------------------------------------------------------
+    # -- used by an attempt --------------------------------------------------------------------
 
     def remember(self, name: str, address: str) -> None:
-        """Remember where the hub sent a reader of a file."""
+        """Remember the storage address of a file."""
         if self._remembers and not self.is_hub(urlsplit(address)):
-            self._stores[name] = address, time.monotonic()
+            self._addresses[name] = address, time.monotonic()
 
     def is_hub(self, url: SplitResult) -> bool:
-        """Tell the hub from a store that it sent us to."""
+        """Tell the hub from a storage server."""
         return url[:2] == self._home
 
     def headers(self, url: SplitResult) -> dict[str, str]:
@@ -153,7 +153,7 @@ class Ranges:
     def same(self, name: str, answer: Message, total: int | None) -> None:
         """Make sure that an answer is of the file that the hub listed.
 
-        A store's own ETag is no sha256, though it can look like one.
+        The ETag of a storage server is no sha256, though it can look like one.
 
         Raises:
             ValueError: if commit, digest or size differ.
@@ -181,16 +181,16 @@ class Ranges:
 
 
 class _RefusedError(OSError):
-    """The server answered with a status that may pass.
+    """The server answered with a status that may be transient.
 
     Attributes:
-        by_store: a store refused an address that the hub gave.
+        by_storage: a storage server refused an address that the hub gave.
         asked_s: seconds that the server asks us to wait.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, by_store: bool) -> None:
+    def __init__(self, response: http.client.HTTPResponse, by_storage: bool) -> None:
         super().__init__(f"status {response.status}")
-        self.by_store = by_store
+        self.by_storage = by_storage
         self.asked_s = asked_to_wait(response.headers)
 
 
@@ -198,7 +198,7 @@ class _Attempt:
     """One request for one range, with its redirections.
 
     Attributes:
-        got: bytes that it brought so far.
+        got: bytes that it has read so far.
     """
 
     def __init__(self, ranges: Ranges, name: str, start: int, view: memoryview) -> None:
@@ -221,7 +221,7 @@ class _Attempt:
         raise OSError(f"more than {REDIRECTIONS} redirections")
 
     def _request(self, url: SplitResult) -> str | None:
-        """Ask one host; return the address that it sends us to, or None when the view is full."""
+        """Ask one host; return the address it redirects to, or None when the view is full."""
         connection = self.ranges.connection(url)
         stop = self.start + len(self.view) - 1
         headers = self.ranges.headers(url) | {"Range": f"bytes={self.start}-{stop}"}
@@ -257,18 +257,18 @@ class _Attempt:
         response.read()
 
     def _refuse(self, url: SplitResult, response: http.client.HTTPResponse) -> None:
-        """Raise what a status means: what may pass, or what only a person can mend."""
+        """Raise an error for a status: a transient one, or one that only a person can mend."""
         status, ranges = response.status, self.ranges
         if not ranges.is_hub(url):
-            raise _RefusedError(response, by_store=status < 500 and status not in PASSING)
+            raise _RefusedError(response, by_storage=status < 500 and status not in TRANSIENT)
         if status in (401, 403):
             raise ValueError(
                 f"{url.netloc} refuses {self.name} of {ranges.where} (status {status}): accept the "
                 "licence of a gated model on its page, and set HF_TOKEN to your token"
             )
-        if status < 500 and status not in PASSING:
+        if status < 500 and status not in TRANSIENT:
             raise ValueError(f"{url.netloc} has no {self.name} of {ranges.where} (status {status})")
-        raise _RefusedError(response, by_store=False)
+        raise _RefusedError(response, by_storage=False)
 
 
 def _connect(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:

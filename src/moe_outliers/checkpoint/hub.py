@@ -21,13 +21,13 @@ from huggingface_hub.errors import (
 )
 
 CHECKPOINT = ["*.safetensors", "*.json"]
-"""What is fetched of a checkpoint: no pickled weights, no code."""
+"""Files of a checkpoint that are fetched: no pickled weights, no code."""
 
 FOLDERS = ["*/*"]
-"""What is left: folders hold the same weights again in other layouts, as GPT-OSS's `original`."""
+"""Left out: folders, which hold the same weights again in other layouts (GPT-OSS's `original`)."""
 
 LARGEST_JSON_BYTES = 200_000_000
-"""No config.json, index or tokenizer.json is as large."""
+"""No config.json, index or tokenizer.json is that large."""
 
 ATTEMPTS = 6
 
@@ -35,8 +35,8 @@ LONGEST_WAIT_S = 600.0
 """The hub counts requests over five minutes."""
 
 
-def _passing(error: BaseException) -> bool:
-    """Tell whether an error of the hub may pass: a lost connection, 5xx, too many requests."""
+def _transient(error: BaseException) -> bool:
+    """Tell whether an error may be transient: a lost connection, 5xx, too many requests."""
     if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", 0)
         return status in (408, 429) or status >= 500
@@ -64,7 +64,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 _retry = tenacity.retry(
-    retry=tenacity.retry_if_exception(_passing),
+    retry=tenacity.retry_if_exception(_transient),
     wait=_pause,
     stop=tenacity.stop_after_attempt(ATTEMPTS),
     reraise=True,
@@ -121,20 +121,20 @@ def listing(repo: str, revision: str) -> dict[str, File]:
     if info.sha != revision:
         raise ValueError(f"{repo}: asked for commit {revision}, the hub answered with {info.sha}")
     return {
-        found.rfilename: File(
-            found.size or 0,
-            sha256=found.lfs.sha256 if found.lfs else None,
-            git_sha1=None if found.lfs else found.blob_id,
+        file.rfilename: File(
+            file.size or 0,
+            sha256=file.lfs.sha256 if file.lfs else None,
+            git_sha1=None if file.lfs else file.blob_id,
         )
-        for found in info.siblings or []
+        for file in info.siblings or []
     }
 
 
 def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:
-    """Fetch a small file, and make sure that its content is the one that the hub lists.
+    """Fetch a small file, and make sure that it has the digest that the hub lists.
 
     Raises:
-        ValueError: if it comes damaged twice, is too large to be what it says, or the hub refuses.
+        ValueError: if it arrives damaged twice, is larger than any such file, or the hub refuses.
     """
     if listed.size > LARGEST_JSON_BYTES:
         raise ValueError(f"{repo} at {revision}: {name} has {listed.size} bytes: not fetched")
@@ -168,7 +168,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class _explained:  # noqa: N801 - reads as a verb where it is used
+class _explained:  # noqa: N801 - used as `with _explained(…)`
     """Turn the hub's exceptions into messages that name the fix."""
 
     def __init__(self, repo: str, revision: str) -> None:

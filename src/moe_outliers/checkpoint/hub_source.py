@@ -12,9 +12,9 @@ from moe_outliers.progress import Progress
 
 
 def from_hub(repo: str, revision: str, *, disk_bytes: int, progress: Progress) -> Shards:
-    """Open a repository of the hub as a source; nothing but its JSON files is fetched yet.
+    """Open a repository of the hub as a source; only its JSON files are downloaded yet.
 
-    A copy of a shard in the cache of huggingface_hub is used where it is, if its digest is right.
+    A copy of a shard in the cache of huggingface_hub is used if its digest is right.
 
     Args:
         repo: its name.

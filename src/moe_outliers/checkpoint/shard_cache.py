@@ -1,4 +1,4 @@
-"""A folder of verified shards whose bytes are bounded."""
+"""A folder of verified shards, bounded in size."""
 
 import fcntl
 import os
@@ -18,8 +18,8 @@ RESERVE_BYTES = 1_000_000_000
 class ShardCache:
     """The shards of one repository at one commit that lie on this machine.
 
-    A shard has its own name in the store only when its sha256 is the one that the hub lists. One
-    process uses a store at a time.
+    A shard gets its name in the cache only when its sha256 is the one that the hub lists. One
+    process uses a cache at a time.
 
     Attributes:
         folder: the folder.
@@ -35,7 +35,7 @@ class ShardCache:
         progress: Progress,
         elsewhere: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
-        """Claim the folder; wait while another process has it.
+        """Lock the folder; wait while another process has it.
 
         Args:
             folder: made where it is missing.
@@ -52,33 +52,33 @@ class ShardCache:
         self.budget = min(budget, max(free, 0) + self.used())
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Unlock the folder."""
         os.close(self._lock)
 
     def part(self, name: str) -> Path:
-        """Return where a shard lies that is not whole."""
+        """Return the path of a shard that is not complete yet."""
         return self.folder / f".{name}{PART}"
 
     def held(self, name: str) -> int:
-        """Return the bytes of a shard that lie in the store."""
+        """Return how many bytes of a shard lie in the cache."""
         paths = (self.folder / name, self.part(name))
         return sum(path.stat().st_size for path in paths if path.is_file())
 
     def used(self) -> int:
-        """Return the bytes that lie in the store."""
+        """Return how many bytes lie in the cache."""
         return sum(map(self.held, self._files))
 
     def lacks(self, name: str) -> int:
-        """Return the bytes of a shard that are still to come into the store."""
+        """Return how many bytes of a shard are missing in the cache."""
         return self._files[name].size - self.held(name)
 
     def drop(self, name: str) -> None:
-        """Remove a shard, whole or not."""
+        """Remove a shard, complete or not."""
         for path in (self.folder / name, self.part(name)):
             path.unlink(missing_ok=True)
 
     def find(self, name: str) -> Path | None:
-        """Return a verified copy of a shard; a damaged one in the store is removed."""
+        """Return a verified copy of a shard; remove a damaged one from the cache."""
         wanted = self._files[name]
         for path in filter(None, (self._elsewhere(name), self.folder / name)):
             if path.is_file():
@@ -89,7 +89,7 @@ class ShardCache:
         return None
 
     def keep(self, name: str, digest: str) -> Path:
-        """Give a fetched shard its name, if its digest is right; else remove it.
+        """Give a downloaded shard its name if its digest is right; else remove it.
 
         Raises:
             ValueError: if it is not.
@@ -105,7 +105,7 @@ class ShardCache:
 
 
 def _claim(folder: Path, progress: Progress) -> int:
-    """Wait until no other process uses a folder, and keep others out until this one ends."""
+    """Lock a folder until this process ends; wait while another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

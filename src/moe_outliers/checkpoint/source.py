@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint come from: one interface, and the folder on this machine."""
+"""Where the bytes of a checkpoint come from: the interface, and a folder on this machine."""
 
 import os
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """Raised in a thread that waits for bytes when its work is called off."""
+    """Raised in a thread that waits for bytes when its source is closed."""
 
 
 class Source(Protocol):
-    """The shards of one checkpoint; threads may read from it side by side.
+    """The shards of one checkpoint; several threads may read from it at once.
 
     Attributes:
         folder: holds the checkpoint's JSON files.
@@ -28,27 +28,27 @@ class Source(Protocol):
         """Fill a buffer with the bytes of a shard from an offset on.
 
         Raises:
-            ValueError: if they cannot be had; the message names the shard.
+            ValueError: if they cannot be read; the message names the shard.
         """
 
     def expect(self, order: Sequence[Sequence[str]]) -> None:
-        """Say once which shards each group of tensors lies in, in the order of reading."""
+        """Announce, once, in which shards each group of tensors lies, in the order of reading."""
 
     def passed(self, group: int) -> None:
-        """Say that the groups up to this one will not be read again."""
+        """Announce that the groups up to this one will not be read again."""
 
     def check(self) -> None:
-        """Make sure that all that was read is of one checkpoint.
+        """Make sure that everything that was read belongs to one checkpoint.
 
         Raises:
             ValueError: if a shard changed while it was read.
         """
 
     def finished(self) -> None:
-        """Say that the results are written."""
+        """Announce that the results are written."""
 
     def close(self) -> None:
-        """Call off every read that is under way, and let everything go; once more does nothing."""
+        """Stop every read that is under way, and close all files; a second call does nothing."""
 
 
 class Folder:
@@ -68,27 +68,27 @@ class Folder:
         except OSError as error:
             self.close()
             raise ValueError(f"{folder}: cannot read {name}: {error.strerror}") from None
-        self._found = {name: self._state(name) for name in names}
+        self._opened = {name: self._state(name) for name in names}
 
     def size(self, name: str) -> int:
         """Return the bytes of a shard."""
-        return self._found[name][0]
+        return self._opened[name][0]
 
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
         """Fill a buffer with the bytes of a shard from an offset on."""
         read_at(self._handles[name], offset, view, self.folder / name)
 
     def expect(self, order: Sequence[Sequence[str]]) -> None:
-        """Nothing to prepare."""
+        """Do nothing: the shards are here."""
 
     def passed(self, group: int) -> None:
-        """Nothing to give back."""
+        """Do nothing: the shards stay here."""
 
     def check(self) -> None:
         """Make sure that no shard changed since it was opened."""
         for name in self.names:
             try:
-                same = self._state(name) == self._found[name]
+                same = self._state(name) == self._opened[name]
             except OSError:
                 same = False
             if not same:
@@ -97,7 +97,7 @@ class Folder:
                 )
 
     def finished(self) -> None:
-        """Nothing to clear away."""
+        """Do nothing: nothing was downloaded."""
 
     def close(self) -> None:
         """Close the shards."""
@@ -105,7 +105,7 @@ class Folder:
             os.close(self._handles.popitem()[1])
 
     def _state(self, name: str) -> tuple[int, int, int, int]:
-        """Return size, time of change and place of what now has the shard's name."""
+        """Return size, time of change, inode and device of the file of that name."""
         stat = (self.folder / name).stat()
         return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev
 

@@ -1,4 +1,4 @@
-"""The command `moe-outliers`: what Snakemake does not say."""
+"""The command `moe-outliers`: inspect, explain and export a sweep."""
 
 import time
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from moe_outliers.workflow import sweep
+from moe_outliers.workflow import paths, sweep
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WATCH_S = 2.0
-"""How often a watched status is shown anew."""
+"""Seconds between two updates of a watched status."""
 
 WIDE = 200
 """Columns of a status that goes to a file or another program."""
@@ -25,7 +25,7 @@ STYLES = {"missing": "dim", "damaged": "red", "invalid": "red"}
 
 
 class Program(TyperGroup):
-    """All commands: what cannot be done is said in one line, and ends with status 1."""
+    """All commands: an error is one line, and the exit status 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -44,7 +44,7 @@ Folder = Annotated[Path, typer.Argument(help="Where the export goes; must not ex
 Overlays = Annotated[
     list[Path] | None,
     typer.Option(
-        "--configfile", help="Settings that lie over config/config.yaml; may be repeated."
+        "--configfile", help="Settings that override config/config.yaml; may be repeated."
     ),
 ]
 Workflow = Annotated[
@@ -54,7 +54,7 @@ Workflow = Annotated[
 
 @app.callback()
 def main() -> None:
-    """Outlier features of Mixture-of-Experts models: what Snakemake does not say."""
+    """Inspect, explain and export a sweep."""
 
 
 @app.command()
@@ -160,7 +160,7 @@ def dataset(
 
 
 def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
-    """Let the module of a form write it."""
+    """Write an export by the module of its form."""
     try:
         module = import_module(f"moe_outliers.cli.export.{form}")
     except ModuleNotFoundError as error:
@@ -171,12 +171,12 @@ def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
 
 
 def _table(found: dict[str, Any]) -> "RenderableType":
-    """Draw a status: a row a model, what each says that is not done, the sweep, the pods."""
+    """Draw a status: a row a model, the progress of each, the products of all, the pods."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    steps = ["tokens", "verify", "metrics", "bootstrap"]
+    steps = list(paths.STEPS)
     table = Table("model", "batches", *steps, box=None)
     told = []
     for model, row in found["models"].items():
@@ -194,7 +194,7 @@ def _table(found: dict[str, Any]) -> "RenderableType":
 
 
 def _pods(found: Any) -> "Iterator[RenderableType]":
-    """Draw what the rented machines do, and what they cost."""
+    """Draw what each rented machine does and costs."""
     from rich.table import Table
     from rich.text import Text
 
@@ -222,11 +222,11 @@ def _load(directory: Path, overlays: list[Path] | None, workflow: Path | None) -
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Say what is wrong in one line, and end with status 1."""
+    """Print an error as one line, and end with status 1."""
     try:
         yield
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read this has read enough
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe: no error
             raise
         from moe_outliers.workflow import script
 

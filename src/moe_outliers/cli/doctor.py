@@ -1,4 +1,4 @@
-"""What is wrong with this machine for a sweep, and how to mend it."""
+"""Examines whether this machine can run a sweep, and names the fix of each fault."""
 
 import importlib.metadata
 import importlib.util
@@ -19,17 +19,17 @@ from moe_outliers.workflow import sweep
 HUB = "https://huggingface.co"
 PATIENCE_S = 10
 RESULTS_GB = 5
-"""Free disk for the results of the seven models, with room to spare."""
+"""Free disk space for the results of the seven models, with a reserve."""
 
 EXECUTOR = "snakemake_executor_plugin_runpod"
-"""It is asked by its command: the science imports no executor."""
+"""It is run as a command: this package imports no executor."""
 
 TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at.
+    """One examination and its outcome.
 
     Attributes:
         state: `ok`, `warning` (something will not work) or `fault` (nothing will).
@@ -43,7 +43,7 @@ class Finding:
 
 
 def examine(workflow: Path, directory: Path) -> Iterator[Finding]:
-    """Look at everything that a sweep needs.
+    """Examine everything that a sweep needs.
 
     Args:
         workflow: the folder of the Snakefile.
@@ -151,7 +151,7 @@ def hub() -> Finding:
     try:
         address = where + ("/api/whoami-v2" if token else "/")
         request = urllib.request.Request(address, headers={"User-Agent": "moe-outliers"})
-        if token:  # never to another host, that a redirection names
+        if token:  # not sent on to a host that a redirection names
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=PATIENCE_S):
             said = "reached, the token is accepted" if token else "reached, without a token"
@@ -182,7 +182,7 @@ def runpod(directory: Path) -> Iterator[Finding]:
 
 
 def ssh() -> Finding:
-    """Check that there is a client for logging in to a pod; transfers have one of their own."""
+    """Check that there is a client to log in to a pod; transfers do not need it."""
     if path := shutil.which("ssh"):
         return Finding("SSH", "ok", path)
     fix = "install openssh-client: runs do without it, logging in to a pod does not"
@@ -190,7 +190,7 @@ def ssh() -> Finding:
 
 
 def _ask(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Run a program that answers soon, or not at all."""
+    """Run a program with a time limit; failing to start or to end is exit status 1."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=6 * PATIENCE_S

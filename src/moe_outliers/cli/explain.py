@@ -1,4 +1,4 @@
-"""Why a file is, or is not, going to be built again."""
+"""Explains why a file is, or is not, going to be built again."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 Line = tuple[str, str]
-"""What is looked at, and what was found."""
+"""What was examined, and the finding."""
 
 
 def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
@@ -23,7 +23,7 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
         path: the file; relative to the sweep's directory, or to where one is.
 
     Yields:
-        Findings, the last being what Snakemake would do.
+        Findings; the last is what Snakemake would do.
     """
     directory = sweep.directory.absolute()
     if path.absolute().is_relative_to(directory):

@@ -1,4 +1,4 @@
-"""How far a sweep is: per model, batch by batch, from the files alone."""
+"""The progress of a sweep, model by model, read from its files."""
 
 import json
 import re
@@ -15,18 +15,18 @@ from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d [\d:,]+ ")
-"""What stands before each line of a log."""
+"""The time stamp of a line of a log."""
 
 
 def status(sweep: Sweep) -> dict[str, Any]:
-    """Say how far a sweep is.
+    """Return the progress of a sweep.
 
     Returns:
         `models`: for each model batches_valid, batches_total, batches_invalid, and the state of
         each step: done, missing, damaged, or for verify valid or invalid, and `progress`, the last
-        line that its extraction said, here or on a pod; `sweep`: the state of what all models
-        share; `pods`: a row a job that has had a rented machine, with its dollars; null if none was
-        ever rented here, and `error` where the ledger cannot be read.
+        line of its extraction's log, here or on a pod; `sweep`: the state of the products of all
+        models together; `pods`: a row for each job that has had a rented machine, with its dollars;
+        null if none was ever rented here, and `error` if the ledger cannot be read.
     """
     with chdir(sweep.directory):
         hashes = DigestCache(paths.DIGEST_CACHE)
@@ -59,7 +59,7 @@ def _model(pairs: list[receipts.Pair], model: str, hashes: DigestCache) -> dict[
 
 
 def _last_line(log: Path, most: int = 4096) -> str:
-    """Return the last line of a log, or nothing."""
+    """Return the last line of a log without its time stamp; empty if there is none."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:
@@ -75,7 +75,7 @@ def _state(product: Path, sha256: Callable[[Path], str]) -> str:
 
 
 def _pods() -> Any:
-    """Ask the executor for its pods, if one was ever rented from this folder."""
+    """Ask the executor for its pods, if any was ever rented from this folder."""
     if not Path(paths.LEDGER).is_file():
         return None
     command = [sys.executable, "-m", "snakemake_executor_plugin_runpod", "status", "--json"]

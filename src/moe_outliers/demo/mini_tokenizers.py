@@ -1,4 +1,4 @@
-"""Tokenizers of the miniatures: trained on the bundled text, of the kinds that are in use."""
+"""Trains the tokenizers of the miniatures on the bundled text, of the kinds that are in use."""
 
 from functools import cache
 

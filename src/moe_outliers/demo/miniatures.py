@@ -1,14 +1,14 @@
-"""Miniature checkpoints of the real architectures, with planted outliers of known truth.
+"""Makes miniature checkpoints of the real architectures, with planted outlier features.
 
 Each is written in the hub's own layout: sharded safetensors under the hub's names, an index,
-config.json and tokenizer.json. The truth lies beside it in truth.json; only tests read that.
+config.json and tokenizer.json. What was planted is written to truth.json; only tests read that.
 
     python -m moe_outliers.miniatures demo/models
 
-The blocks of a miniature write little: its residual stream stays close to the embedding, whose
-features are independent Gaussians. An outlier is planted as a constant on one feature, put there
-by the embedding (or, in GPT-OSS, by equal biases of all experts of the first block), and is let
-through or held back at each site by the gain of the norm.
+The blocks of a miniature add little to the residual stream: it stays close to the embedding, whose
+features are independent Gaussians. An outlier is a constant on one feature, written by the
+embedding (or, in GPT-OSS, by equal biases of all experts of the first block). The gain of the norm
+at each site decides whether it fires there.
 """
 
 import shutil
@@ -34,8 +34,8 @@ CONSTANT = 12.0
 """Value of a planted feature, where the others have standard deviation 1."""
 
 LET_THROUGH, HOLD_BACK, AMPLIFY = 1.0, 0.1, 4.0
-"""Gains: of an ordinary site; of one where a planted feature must stay below 6; and one so high
-that an ordinary feature passes 6."""
+"""Gains: ordinary; so low that a planted feature stays below 6; so high that an ordinary feature
+passes 6."""
 
 MASSIVE = 4000.0
 """Value of a massive activation: over 100, and over 1,000 times the median."""
@@ -173,7 +173,7 @@ def build(slug: str, plan: Plan, folder: Path) -> None:
 
 
 def _initialised(slug: str, config: Any) -> Any:
-    """Make a model whose blocks write little; equal slugs give equal weights."""
+    """Make a model whose blocks add little; equal slugs give equal weights."""
     seed = int(files.sha256_of(slug)[:8], 16)
     torch.manual_seed(seed)  # some modules draw their own initial values
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -193,7 +193,7 @@ def _initialised(slug: str, config: Any) -> Any:
 
 
 def _plant(model: Any, plan: Plan, stop: list[int]) -> dict[str, Any]:
-    """Plant the outliers of a plan, and return the truth."""
+    """Plant the outliers of a plan; return what was planted."""
     family, sites = family_of(plan.kind), list(sites_of(model))
     embedding = model.get_input_embeddings().weight
 

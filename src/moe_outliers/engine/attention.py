@@ -1,8 +1,8 @@
 """GPT-OSS's attention on torch's flash kernel: learned sinks, and a sliding window.
 
-A sink is a column more in the softmax that has no value. Attention with it is attention without it,
-times 1 / (1 + exp(sink - lse)), where lse is the logarithm of the softmax's denominator: a flash
-kernel returns that too, so that the matrix of weights is never made.
+A sink is an additional column of the softmax that has no value. Attention with it is attention
+without it, times 1 / (1 + exp(sink - lse)), lse being the logarithm of the softmax's denominator. A
+flash kernel returns lse too, so that the matrix of attention weights is never made.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 SINK_FLASH = "lse_sinks"
-"""Its name: transformers takes one with `flash` in it for a package to fetch."""
+"""Its name in transformers, which takes a name with `flash` in it for a package to install."""
 
 
 def implementation(model_type: str, device: str) -> str | None:

@@ -1,6 +1,6 @@
-"""Quantised weights back to numbers, on the device that holds them, a bounded part at a time.
+"""Dequantises weights on the device that holds them, part by part to bound the memory.
 
-The numbers are bit for bit those that transformers makes of the same bytes.
+The results are bit for bit those of transformers.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 PART_ELEMENTS = 1 << 26
-"""Elements that are made at a time: bounds the temporaries, and changes no number."""
+"""Elements that are computed at a time: bounds the temporaries, and changes no number."""
 
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The sixteen numbers of E2M1; the four bits of a value are its index."""
@@ -107,6 +107,6 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _parts(count: int, elements: int) -> Iterator[slice]:
-    """Cut `count` things of so many elements each into parts."""
+    """Split `count` items of so many elements each into parts."""
     step = max(1, PART_ELEMENTS // elements)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -23,7 +23,7 @@ class Engine(Protocol):
 
     Attributes:
         model: a causal language model of transformers.
-        plan: what was stepped down for lack of memory, in words.
+        plan: what was given up for lack of memory, in words.
     """
 
     model: Any
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 class _Resident:
-    """A model that is wholly on the device."""
+    """A model that is completely on the device."""
 
     def __init__(self, folder: Path, *, device: str, dtype: str) -> None:
         self.model = resident.load(folder, device=device, dtype=dtype)
@@ -55,7 +55,7 @@ def opened(
     disk_bytes: int,
     progress: Progress,
 ) -> Iterator[Engine]:
-    """Open a model to run it; what was fetched for it goes when all was well.
+    """Open a model to run it; shards that were downloaded are removed when all went well.
 
     Args:
         repo: a repository of the hub, or a folder where the revision is `local`.

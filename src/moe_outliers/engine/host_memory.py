@@ -4,15 +4,15 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/")
-"""Where the files of the kernel begin."""
+"""Below it lie the files of the Linux kernel; a test replaces it."""
 
 GROUP_FILES = (
     ("memory.max", "memory.current", ""),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-"""Limit and use of a control group, and how its counts of cached files begin: version 2, and 1.
+"""Files of a control group's limit and use, and the prefix of its cache counters: version 2, and 1.
 
-Files that are cached count as used, but make room for whoever needs it.
+Cached files count as used, but give way to whoever needs the memory.
 """
 
 

@@ -1,9 +1,9 @@
-"""Groups of tensors, read in order into slots on the device while the groups before are used.
+"""Reads layers in order into slots on the device while the layers before them are computed.
 
-Reader threads fill page-locked chunks, each of its own two, and queue their copies to the slot on a
-stream beside that of the computation. Nothing on the way waits for the device but a reader that
-wants to fill a chunk whose copy is not done: so reading, copying and computing overlap, and the
-memory is bounded by the slots and the chunks.
+Each reader thread fills two page-locked chunks in turn and queues their copies to the slot, on a
+CUDA stream beside that of the computation. A reader waits for the device only before it fills a
+chunk whose copy is not done: so reading, copying and computing overlap, and memory is bounded by
+the slots and the chunks.
 """
 
 import threading
@@ -25,12 +25,12 @@ CHUNKS_PER_READER = 2
 
 @dataclass
 class _Group:
-    """A group on its way.
+    """A group (the embeddings, one layer, or the head) that is being loaded.
 
     Attributes:
         pending: reads that are under way.
-        taken: no read of it is left to take.
-        copied: passed on the device when all its bytes are there.
+        taken: all its reads are done or under way.
+        copied: CUDA event after the last copy to the slot.
     """
 
     slot: Tensor
@@ -61,7 +61,7 @@ class Loader:
         readers: int,
         chunk_bytes: int,
     ) -> None:
-        """Start to read.
+        """Start the reader threads.
 
         Args:
             source: where the bytes come from.
@@ -69,7 +69,7 @@ class Loader:
             slots: uint8, as many as groups may be on the device at once.
             first: the group to begin with.
             readers: threads that read.
-            chunk_bytes: bytes of one read at most.
+            chunk_bytes: largest read.
         """
         self.read_bytes, self.waited_s = 0, 0.0
         self._source, self._layouts, self._chunk_bytes = source, layouts, chunk_bytes
@@ -104,14 +104,14 @@ class Loader:
             self._stream.synchronize()  # nothing may write to the slots when they are let go
 
     def take(self, waiting: Callable[[], None], every_s: float) -> Tensor:
-        """Wait for the next group.
+        """Wait until the next group is loaded.
 
         Args:
-            waiting: is called every so many seconds while nothing is there.
-            every_s: how often.
+            waiting: called from time to time meanwhile.
+            every_s: seconds between the calls.
 
         Returns:
-            The slot that holds it, uint8; what is computed next on the current stream sees it.
+            The slot that holds it, uint8; the current stream waits for its copies.
         """
         started = time.monotonic()
         with self._changed:
@@ -126,7 +126,7 @@ class Loader:
         return group.slot
 
     def release(self) -> None:
-        """Give the slot of the group last taken back, once all work queued so far is done."""
+        """Free the slot of the group last taken, as soon as all work queued so far is done."""
         used = None
         if self._cuda:
             used = _event()
@@ -137,10 +137,10 @@ class Loader:
             self._next += 1
             self._changed.notify_all()
 
-    # -- what the reader threads do ------------------------------------------------------------
+    # -- in the reader threads -----------------------------------------------------------------
 
     def _read(self) -> None:
-        """Read until nothing is left; a failure ends all readers and reaches `take`."""
+        """Read until nothing is left; an error ends all readers and is raised by `take`."""
         try:
             chunks = [_Chunk(self._chunk_bytes, self._cuda) for _ in range(CHUNKS_PER_READER)]
             with torch.cuda.stream(self._stream) if self._stream else nullcontext():
@@ -157,7 +157,7 @@ class Loader:
                 self._changed.notify_all()
 
     def _take_read(self) -> tuple[_Group, Read] | None:
-        """Take the next read in order; open the next group where there is a slot for it."""
+        """Return the next read in order; begin with the next group if a slot is free."""
         with self._changed:
             while not self._stopped:
                 group = self._groups.get(self._opening - 1)
@@ -203,7 +203,7 @@ class Loader:
 
 
 class _Chunk:
-    """A buffer of one read: page-locked where a device is to copy from it."""
+    """A buffer for one read, page-locked if a GPU is to copy from it."""
 
     def __init__(self, nbytes: int, cuda: bool) -> None:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=cuda)
@@ -211,12 +211,12 @@ class _Chunk:
         self._copied = _event() if cuda else None
 
     def wait(self) -> None:
-        """Wait until what was last read into it has been copied."""
+        """Wait until its content has been copied to the slot."""
         if self._copied is not None:
             self._copied.synchronize()
 
     def mark(self) -> None:
-        """Mark the place in the current stream from which on it may be filled again."""
+        """Record, in the current stream, after which copy it may be filled again."""
         if self._copied is not None:
             self._copied.record()
 

@@ -1,7 +1,7 @@
-"""What a sweep needs of device and host memory, before it starts: computed, never tried.
+"""Estimates the device and host memory that a pass needs, before it starts.
 
 The estimates are upper bounds. Nothing that depends on them changes a number: with less memory
-fewer layers are read ahead, and where one layer does not fit, the sweep is refused with figures.
+fewer layers are read ahead, and where one layer does not fit, the model is refused with figures.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from moe_outliers.recording.reducer import HELD_BYTES
 
 GB = 1e9
 DEPTH = 1
-"""Groups read ahead of the one in use: with one, reading never waits for anything but space."""
+"""Layers read ahead of the one in use: with one, reading waits for nothing but a free slot."""
 
 RESERVE_BYTES = 500_000_000
-"""For the workspaces of matrix libraries, and for what the allocator cannot use."""
+"""Left free for the workspaces of matrix libraries, and for fragmentation."""
 
 HOST_BYTES = 2_000_000_000
-"""What Python and the libraries take of the host's memory beside what is computed here."""
+"""Host memory of Python and the libraries, beside what is computed here."""
 
 REDUCTION_BYTES = 80
 """Temporaries of the reduction, in bytes for each value of one sequence's norm output."""
 
 STORED_BYTES = 28
-"""Statistics kept of a site for each sequence and feature, beside four bytes for each threshold."""
+"""Bytes of statistics of a site, sequence and feature, beside four bytes for each threshold."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Needs:
         work: what is computed from them.
         states: hidden states and unions of all sequences, statistics of two blocks.
         forward: the largest forward pass of one micro-batch, with its reduction.
-        graph: what a CUDA graph keeps beside: the memory of a forward pass of its own.
+        graph: what a CUDA graph needs beside: the memory of a forward pass of its own.
     """
 
     slot: int
@@ -55,7 +55,7 @@ class Needs:
         return (depth + 1) * self.slot + self.work + self.states + passes + RESERVE_BYTES
 
     def line(self, depth: int, graphs: bool = False) -> str:
-        """Say it in words."""
+        """Describe the needs in words."""
         return (
             f"{depth + 1} slots of {self.slot / GB:.1f} GB, work area {self.work / GB:.1f}, "
             f"states {self.states / GB:.1f}, forward {self.forward / GB:.1f}"
@@ -65,13 +65,13 @@ class Needs:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a sweep uses the memory; nothing of it changes a number.
+    """How a pass uses the memory; nothing of it changes a number.
 
     Attributes:
-        depth: groups read ahead of the one in use.
+        depth: layers read ahead of the one in use.
         graphs: whether layers are captured as CUDA graphs.
-        line: what it takes, in words.
-        scarce: that it would be more with more memory.
+        line: the choice and the memory that it needs, in words.
+        scarce: memory limited the choice.
     """
 
     depth: int
@@ -90,7 +90,7 @@ def needs(
     alphas: int,
     cuda: bool = False,
 ) -> Needs:
-    """Compute what a sweep needs of the device.
+    """Compute the device memory that a pass needs.
 
     Args:
         model: the causal language model.
@@ -120,16 +120,16 @@ def needs(
 
 
 def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) -> Choice:
-    """Choose how many groups are read ahead, and whether there is room for graphs.
+    """Choose how many layers are read ahead, and whether there is room for CUDA graphs.
 
     Args:
         needed: as `needs` returns it.
-        device: where the sweep runs.
-        depth: what was asked for, or None.
+        device: where the model runs.
+        depth: layers to read ahead, if that was asked for, or None.
         pinned: bytes of the page-locked chunks.
 
     Raises:
-        ValueError: if the sweep does not fit; the message has the figures.
+        ValueError: if the model does not fit; the message has the figures.
     """
     host = host_memory.free_bytes()
     if host is not None and pinned + HOST_BYTES > host:
@@ -153,7 +153,7 @@ def choose(needed: Needs, device: torch.device, depth: int | None, pinned: int) 
 
 
 def _free(device: torch.device) -> int:
-    """Return what this process can still take of a CUDA device."""
+    """Return the memory that this process can still allocate on a CUDA device."""
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
     idle = reserved - torch.cuda.memory_allocated(device)

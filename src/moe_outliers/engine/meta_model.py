@@ -1,4 +1,4 @@
-"""Transformers' model without its parameters, and how a module gets and loses them."""
+"""Makes transformers' model with its parameters on the meta device; replaces single ones."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from moe_outliers.engine import attention
 from moe_outliers.engine.weight_map import torch_dtype
 
 COMPUTED = ("bfloat16", "float16", "float32")
-"""Types to compute with."""
+"""Types that can be computed with."""
 
 
 def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """Make the model with its parameters on the meta device, its other tensors on the real one.
+    """Make the model with its parameters on the meta device, its buffers on the real one.
 
     Args:
         folder: holds config.json.
@@ -32,7 +32,7 @@ def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """
     try:
         model = _empty(folder, dtype, device)
-    except Exception as error:  # of any kind: it checks little, and trips over the rest
+    except Exception as error:  # transformers checks little of config.json: any may come
         said = f"{type(error).__name__}: {error}"[:300]
         raise ValueError(
             f"{folder / 'config.json'}: transformers {transformers.__version__} can make no model "
@@ -84,7 +84,7 @@ def dtype_of(
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Put a tensor in the place of a parameter or buffer; return what was there."""
+    """Replace a parameter or buffer by a tensor; return the old one."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     before: Any
@@ -98,7 +98,7 @@ def put(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module do something else for a while."""
+    """Replace a module's forward for a while."""
     module.forward = forward
     try:
         yield

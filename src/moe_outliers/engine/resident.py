@@ -1,4 +1,4 @@
-"""Run a model that fits on the device: stock transformers, one micro-batch after the other."""
+"""Runs a model that fits on the device: stock transformers, one micro-batch after the other."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +46,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, with all else that does not fit
+        ignore_mismatched_sizes=True,  # reported below, with all else that does not fit
         **arguments,
     )
     wrong = {kind: sorted(map(str, loading[kind])) for kind in loading if loading[kind]}
@@ -79,7 +79,7 @@ def run(
         recorder: attached to the model; its `ids` are run.
         wanted: rows of `recorder.ids` to run.
         micro_batch: sequences in one forward pass. Rows are grouped by their place in `ids`, not in
-            `wanted`, so that a sequence has the same company whatever else is missing.
+            `wanted`, so that a sequence is computed with the same others whichever are missing.
         progress: takes a line from time to time.
 
     Yields:

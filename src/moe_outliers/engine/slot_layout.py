@@ -1,7 +1,8 @@
-"""Where the bytes of a group lie on the device, and which reads bring them there.
+"""Lays a layer's weights out in device memory, and lists the reads that fill it.
 
-A slot is a piece of device memory that holds one group as it is stored, parameters that only had to
-be moved in their final form. What is computed from it goes to the work area.
+A slot is a piece of device memory for one group: the embeddings, one layer, or the head. Weights
+that need no conversion are read straight to their final place in it. Others lie there as they are
+stored; the parameters that are computed from them go to the work area.
 """
 
 import math
@@ -38,7 +39,7 @@ class Read:
 
 
 class Layout:
-    """The places of one group.
+    """The layout of one group.
 
     Attributes:
         slot_bytes: what the group needs of a slot.
@@ -47,7 +48,7 @@ class Layout:
     """
 
     def __init__(self, group: Group) -> None:
-        """Give every tensor and every parameter its place."""
+        """Assign a place to every tensor and every parameter."""
         self.group = group
         self.slot_bytes = self.work_bytes = 0
         self._places: dict[str, int] = {}
@@ -78,7 +79,7 @@ class Layout:
             yield read
 
     def parameters(self, slot: Tensor, work: Tensor) -> Iterator[tuple[Parameter, Tensor]]:
-        """Give every parameter of the group, computing those that must be.
+        """Yield every parameter of the group; compute those that need a conversion.
 
         Args:
             slot: uint8, all of the group's bytes are in it.
@@ -126,7 +127,7 @@ class Layout:
 
 
 def _add(read: Read, at: int, to: int, length: int) -> None:
-    """Let a read bring bytes from `at` in the shard to `to` in the slot."""
+    """Add to a read the copy of bytes from `at` in the shard to `to` in the slot."""
     read.stop = at + length
     if read.copies:
         start, place, before = read.copies[-1]

@@ -1,8 +1,8 @@
-"""Run a model of any size on one small device: its layers pass through, each is read once.
+"""Runs a model of any size on one small device: its layers are streamed, each is read once.
 
-All sequences go through one layer while the next is read, copied and placed. The model is that of
-transformers with its parameters on the meta device; a layer gets its parameters when it is its turn
-and loses them after. The numbers are bit for bit those of `resident`.
+All sequences go through one layer while the next is read and copied. The model is transformers' own
+with its parameters on the meta device; a layer gets its parameters when it is its turn and loses
+them after. The numbers are bit for bit those of `resident`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,13 +32,12 @@ BIGGER = "Take a device with more memory; fewer tokens or sequences need less"
 
 @dataclass(frozen=True)
 class Options:
-    """How the bytes travel; nothing of it changes a number.
+    """How weights are read and copied; nothing of it changes a number.
 
     Attributes:
-        depth: groups of tensors that may be on the device beside the one in use; None: as many
-            as are of use and fit.
+        depth: layers read ahead of the one in use, on the device; None: as many as help and fit.
         readers: threads that read.
-        chunk_bytes: bytes of one read at most.
+        chunk_bytes: largest read.
     """
 
     depth: int | None = None
@@ -64,7 +63,7 @@ class Streamed:
             source: where the checkpoint comes from; closed by whoever made it.
             device: cpu or cuda.
             dtype: auto, bfloat16 or float32.
-            options: how the bytes travel.
+            options: how weights are read and copied.
 
         Raises:
             ValueError: if config.json or a header is not sound, or they do not fit each other.
@@ -97,7 +96,7 @@ class Streamed:
             progress: takes a line from time to time.
 
         Yields:
-            Each wanted row, as soon as the recorder holds all of it: at the end of the sweep.
+            Each wanted row, once the recorder holds all of it: at the end of the pass.
 
         Raises:
             ValueError: if the device is too small, or the checkpoint cannot be read.
@@ -108,21 +107,23 @@ class Streamed:
             range(number * micro_batch, min((number + 1) * micro_batch, count))
             for number in numbers
         ]
-        sweep = _LayerPass(self, recorder, batches, progress)
-        sweep.run()
+        layer_pass = _LayerPass(self, recorder, batches, progress)
+        layer_pass.run()
         self._source.check()
-        sweep.rate.end(len(batches))
+        layer_pass.rate.end(len(batches))
         yield from (row for batch in batches for row in batch if row in set(wanted))
 
 
 class _LayerPass:
     """One pass of all sequences through all layers.
 
-    The hidden states of every sequence wait between two layers, so that after a shortage of memory
-    the sweep goes on where it was, with fewer groups on the device.
+    Hidden states are kept between layers, so the pass can resume after running out of memory, with
+    fewer layers on the device.
+
+    A group is the embeddings, one layer, or the head.
 
     Attributes:
-        rate: says how far it is.
+        rate: reports the progress.
     """
 
     def __init__(
@@ -135,11 +136,11 @@ class _LayerPass:
         self.rate = progress.Rate(tell, total, len(self._layouts) - 2)
         self._hidden: list[Any] = [None] * len(batches)
         self._calls: dict[int, list[tuple[Any, Any]]] = {}
-        self._group = self._batch = 0  # what comes next
+        self._group = self._batch = 0  # the next to be computed
         self._replays = Replays(recorder, on=False)
 
     def run(self) -> None:
-        """Run to the end; after running out of device memory, with less of it ahead of use."""
+        """Run to the end; after running out of device memory, with less read ahead."""
         engine, depth = self._engine, self._choose_depth()
         engine.waited_s = 0.0
         engine._source.expect([layout.group.shards for layout in self._layouts])
@@ -162,7 +163,7 @@ class _LayerPass:
                 torch.cuda.empty_cache()
 
     def _choose_depth(self) -> int:
-        """Compute what the sweep needs, and choose how far to read ahead."""
+        """Compute how much memory the pass needs, and choose how far to read ahead."""
         engine, options = self._engine, self._engine.options
         count, tokens = self._recorder.ids.shape
         needed = memory.needs(
@@ -183,7 +184,7 @@ class _LayerPass:
         return chosen.depth
 
     def _advance(self, depth: int) -> None:
-        """Take group after group from where the sweep is."""
+        """Load and run group after group, from the next one on."""
         engine, options = self._engine, self._engine.options
         self._read_before = sum(layout.read_bytes for layout in self._layouts[: self._group])
         slot_bytes = max(layout.slot_bytes for layout in self._layouts)
@@ -213,7 +214,7 @@ class _LayerPass:
 
     @contextmanager
     def _attached(self, slot: Tensor, work: Tensor) -> Iterator[None]:
-        """Give the modules of the group their parameters, and take them back after use.
+        """Give the modules of the group their parameters, and put the empty ones back after use.
 
         Raises:
             ValueError: if a parameter is not on the device then.
@@ -240,9 +241,9 @@ class _LayerPass:
         return [self._body.layers[self._group - 1]]
 
     def _use(self) -> None:
-        """Let every micro-batch that has not been through the group go through it."""
+        """Run every micro-batch through the group that has not passed it yet."""
         modules = self._modules()
-        if len(modules) == 1 and self._group > 0:
+        if len(modules) == 1 and self._group > 0:  # a layer
             self._recorder.take_gains(self._group - 1)
         self._replays.next_layer((repr(modules[0]), getattr(modules[0], "attention_type", None)))
         while self._batch < len(self._batches):
@@ -267,14 +268,14 @@ class _LayerPass:
         return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
 
     def _enter(self, rows: range) -> Tensor:
-        """Run the body with its layers left out; keep what each layer would have been called with.
+        """Run the model without its layers; record the arguments that each would have been given.
 
-        Masks and rotations depend on the shape alone: the texts have no padding. So they are kept
-        once for each number of rows.
+        Masks and rotary embeddings depend on the shape alone, since the texts have no padding. So
+        they are recorded once for each number of rows.
         """
         calls: list[tuple[Any, Any]] = []
 
-        def keep(hidden: Tensor, *args: Any, **arguments: Any) -> Tensor:
+        def record(hidden: Tensor, *args: Any, **arguments: Any) -> Tensor:
             calls.append((args, arguments))
             return hidden
 
@@ -282,7 +283,7 @@ class _LayerPass:
         self._recorder.sequences = ()
         with ExitStack() as stack:
             for layer in self._body.layers:
-                stack.enter_context(replaced(layer, keep))
+                stack.enter_context(replaced(layer, record))
             stack.enter_context(replaced(self._body.norm, lambda hidden: hidden))
             output = self._body(input_ids=ids.to(self._engine.device), use_cache=False)
         self._calls.setdefault(len(rows), calls)

@@ -1,9 +1,9 @@
-"""Which bytes of a checkpoint make which parameter of a model, and where they go.
+"""Maps the tensors of a checkpoint to the parameters of a model.
 
 Names, fusions and data types follow transformers' own tables, so that the weights are those of
-`from_pretrained`. What only moves bytes (a name changed, the experts' matrices stacked and set side
-by side) is not computed at all: every tensor is copied to its final place. What must be computed (a
-cast, dequantisation, any other conversion) is read beside it, and made when the group is used.
+`from_pretrained`. A conversion that only moves bytes (a changed name, experts' matrices stacked and
+set side by side) needs no computation: every tensor is copied to its final place. Any other (a
+cast, a dequantisation) is computed when the layer is used.
 """
 
 import math
@@ -27,10 +27,10 @@ from transformers.core_model_loading import (
 from moe_outliers.checkpoint.headers import DTYPES, Tensor
 
 PLAIN = ("BF16", "F16", "F32", "F64")
-"""Types that are numbers as they stand."""
+"""Types of weights that are not quantised."""
 
 FP8 = ("F8_E4M3", "F8_E5M2")
-"""Types that are numbers with their scales."""
+"""Types of weights that are quantised, one scale for each rectangular block."""
 
 COMPANIONS = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}
 """Endings of the tensors that together hold one quantised weight: its values, and their scales."""
@@ -97,7 +97,7 @@ def torch_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def tensors_of(group: Group) -> Iterator[tuple[Parameter, Tensor]]:
-    """Go through the tensors of a group: values and scales."""
+    """Yield the stored tensors of a group, values and scales, with their parameter."""
     for parameter in group.parameters:
         for piece in parameter.pieces:
             yield parameter, piece.values
@@ -160,7 +160,7 @@ def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> li
 def _join(
     index: Mapping[str, Tensor], quantised: str | None, model: Any
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Join values and scales of each weight, and leave out what the model's class leaves out."""
+    """Pair values and scales of each weight; leave out what the model's class ignores."""
     patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     index = {name: tensor for name, tensor in index.items() if not ignored.search(name)}
@@ -223,7 +223,7 @@ def _parameter(
 
 
 def _refuse_stored(name: str, values: Tensor, scales: Tensor | None) -> None:
-    """Make sure that what is stored gives numbers: as it stands, or with its scales."""
+    """Make sure that a stored tensor is a weight: plain, or quantised with its scales."""
     if scales is None:
         fits = values.dtype in PLAIN
     elif values.dtype == "U8":
@@ -241,7 +241,7 @@ def _refuse_stored(name: str, values: Tensor, scales: Tensor | None) -> None:
 
 
 def _stacks(converter: WeightConverter, name: str) -> bool:
-    """Tell that a conversion stacks the experts' matrices, the kinds side by side.
+    """Tell that a conversion stacks the experts' matrices, gate and up side by side.
 
     Raises:
         ValueError: if it does anything else.

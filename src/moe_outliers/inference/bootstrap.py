@@ -90,7 +90,7 @@ def bootstrap(
 
 
 def _by_quantity(frame: pd.DataFrame, sequences: list[int]) -> tuple[pd.DataFrame, Array]:
-    """Lay values out: quantities as rows of keys, and (sequence, quantity), NaN where missing."""
+    """Return the quantities, as rows of keys, and their values, (sequence, quantity), with NaN."""
     keys = list(KEYS)
     groups = frame.groupby(keys, dropna=False, sort=False, observed=True)
     number = groups.ngroup().to_numpy()
@@ -147,7 +147,7 @@ def _perplexity(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame, criteria: Criteria) -> Array:
-    """Say which rows have the headline's thresholds: x at the magnitude, z at 3."""
+    """Tell which rows have the headline's thresholds: x at the magnitude, z at 3."""
     wanted = np.where(table["basis"] == "z", Z_MAGNITUDE, criteria.magnitude)
     alpha = table["alpha"].isna() | np.isclose(table["alpha"].astype(float), wanted)
     share = table["position_share"].isna() | (table["position_share"] == criteria.position_share)

@@ -1,4 +1,4 @@
-"""Models against each other: paired differences on the same texts, correlations over models."""
+"""Compares models: paired differences on the same texts, correlations over models."""
 
 import itertools
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ CORRELATIONS = parquet.schema(
 
 @dataclass(frozen=True)
 class Measured:
-    """What is compared of one model: three of its tables, and its row of the table of models."""
+    """Three tables of one model, and its row of the table of models."""
 
     values: pa.Table
     sequences: pa.Table
@@ -120,7 +120,7 @@ def compare(
 
 
 def _common_bits(models: Mapping[str, Measured]) -> dict[str, pa.Table]:
-    """Compute bits per byte on the span of each text that every model predicts whole.
+    """Compute bits per byte on the span of each text that every model predicts completely.
 
     A model whose losses are not recorded does not narrow the span of the others.
     """
@@ -160,7 +160,7 @@ def _likelihoods(measured: Measured) -> dict[str, tuple[Array, Array]]:
 
 
 def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.DataFrame:
-    """Lay the compared metrics of one model out: texts as rows, (metric, basis) as columns."""
+    """Arrange the compared metrics of one model: texts as rows, (metric, basis) as columns."""
     frame = values.to_pandas()
     frame = of_whole_model(frame[frame["sequence"].notna()])
     frame = frame[bootstrap.headline(frame, criteria)]

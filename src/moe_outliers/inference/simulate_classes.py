@@ -1,4 +1,4 @@
-"""False discovery and power of the classes: features of known truth, classed as a model's are."""
+"""Simulates features of known truth and measures false discovery and power of their classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class Truth:
     Attributes:
         name: as the column `truth` has it.
         extent: mean extent; for gaussian the gain.
-        right: the class that is right; None where none but systematic and banded are wrong.
+        right: the right class; None where only systematic and banded are wrong.
     """
 
     name: str
@@ -111,7 +111,7 @@ NULLS = tuple(truth for truth in TRUTHS if truth.right not in (SYSTEMATIC, BANDE
 def simulate(
     sizes: list[int], criteria: Criteria, *, models: int, confidence: float, seed: int
 ) -> dict[str, pa.Table]:
-    """Class planted features, as many models of mixed features as asked, and as many of nulls.
+    """Class simulated models: some with planted features of every truth, as many with nulls only.
 
     Args:
         sizes: numbers of sequences.

@@ -1,7 +1,7 @@
-"""The pipeline measures its own honesty: data of known truth through the functions it uses.
+"""Simulates data of known truth and measures the intervals that the pipeline makes of them.
 
-Coverage of the intervals, bias of the selection, false discovery and power of the classes, by the
-number of sequences. The report prints these beside the nominal numbers.
+Coverage of the intervals and bias of the selection, by the number of sequences; the report prints
+them beside the nominal numbers. `simulate_classes` does the same for the classes.
 """
 
 from collections import defaultdict

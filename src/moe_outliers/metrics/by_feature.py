@@ -1,4 +1,4 @@
-"""The table of features: the class of each, its evidence, and what else is known of it."""
+"""The tables of features: the class of each with its evidence, and its profile over the depth."""
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +114,7 @@ def describe(model: ModelStatistics, extremes: Extremes, legacy: Legacy) -> pa.T
 
 
 def _sizes(model: ModelStatistics, extremes: Extremes) -> dict[str, Array]:
-    """Columns of magnitudes, gains and the surrogate."""
+    """Return the columns of magnitudes, gains and the surrogate."""
     statistics = model.statistics
     size = Magnitudes.of(extremes, model.firing["x"], moments.rms(statistics))
     gains = Gains.of(statistics["gain"].values, size.largest_site)
@@ -179,7 +179,7 @@ PROFILE = parquet.schema(
 
 
 def profile(model: ModelStatistics, extremes: Extremes, features: pa.Table) -> pa.Table:
-    """Follow the heaviest features over the depth, of PROFILE.
+    """Describe the features with most outlier mass at every site, of PROFILE.
 
     Args:
         model: of the model.

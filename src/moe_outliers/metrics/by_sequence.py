@@ -1,4 +1,4 @@
-"""The numbers of a model by sequence: extents, shares of positions, magnitudes, perplexity."""
+"""Metrics with one value a sequence: extents, shares of positions, magnitudes, perplexity."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from moe_outliers.storage import parquet
 
 
 def add_held_out(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
-    """Add what is averaged over outlier features chosen on other sequences, by basis."""
+    """Add, by basis, what is averaged over outlier features chosen on other sequences."""
     x = model.counts.at("x", model.criteria.magnitude)
     positions = model.counts.positions
     high = np.abs(extremes.signed).max(axis=1).astype(float)
@@ -54,11 +54,11 @@ HELD_OUT = (
     "extent_block_share", "sd_firing_share", "magnitude", "magnitude_z", "one_sided_share",
     "extent_mass_share", "type_coverage_share",
 )  # fmt: skip
-"""What `add_held_out` adds for each basis, beside the extents of some kinds of site."""
+"""Metrics that `add_held_out` adds for each basis, beside the extents by kind of site."""
 
 
 def _add_groups(values: Values, model: ModelStatistics, basis: Basis) -> None:
-    """Add the extents over the sites of one kind, and of one mixer where a kind has several."""
+    """Add the extents over the sites of each kind, and of each mixer if a kind has several."""
     fit, fires, keys = model.fit[basis], model.firing[basis], _keys(model, basis)
     for kind in np.unique(model.counts.kind):
         of_kind = model.counts.kind == kind
@@ -71,7 +71,7 @@ def _add_groups(values: Values, model: ModelStatistics, basis: Basis) -> None:
 
 
 def add_features(model: ModelStatistics, extremes: Extremes) -> pa.Table:
-    """Return values of single features: chosen on the even sequences, scored on the odd ones."""
+    """Return values of single features, chosen on the even sequences and scored on the odd ones."""
     even, odd = halves(len(model.sequences))
     chosen = np.flatnonzero(select(model.extent["x"][even], model.criteria.layer_share))
     values = Values(model.slug, model.sequences[odd])
@@ -91,7 +91,7 @@ def add_features(model: ModelStatistics, extremes: Extremes) -> pa.Table:
 
 
 def add_whole(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
-    """Add what needs no selection: masses, largest values, the control, consistency."""
+    """Add what needs no selected features: masses, largest values, control, consistency."""
     keys = _keys(model, "x")
     values.add("x_abs_max", np.abs(extremes.signed).max(axis=(1, 2)))
     values.add("z_abs_max", extremes.z.max(axis=(1, 2)))
@@ -133,7 +133,7 @@ def add_legacy(values: Values, model: ModelStatistics, legacy: Legacy) -> None:
 
 
 def add_language(values: Values, model: ModelStatistics) -> pa.Table:
-    """Add the perplexity's numbers; return the likelihood of each token, of language.SCHEMA."""
+    """Add loss and bits per byte; return the likelihood of each token, of language.SCHEMA."""
     if not model.has("token_nll"):
         values.lack(NOT_RECORDED, "nll", "perplexity", "bits_per_byte", "bits_per_byte_common")
         return language.SCHEMA.empty_table()

@@ -1,4 +1,4 @@
-"""The numbers of a model by site and block: moments, 8-bit rounding, residual stream, routers."""
+"""Metrics by site and block: moments, 8-bit rounding, residual stream, routers."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ EXPERTS = parquet.schema(
 
 
 def add_sites(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
-    """Add moments, errors of 8-bit rounding and magnitudes by type of position, site by site."""
+    """Add moments, errors of 8-bit rounding, and magnitudes by type of position, for each site."""
     kind, mixer = model.counts.kind, model.counts.mixer
     sites = np.arange(len(kind))
     axis = {"site": sites, "block": sites // 2, "kind": kind, "mixer": mixer}
@@ -83,7 +83,7 @@ def add_sites(values: Values, model: ModelStatistics, extremes: Extremes) -> Non
 
 
 def add_blocks(values: Values, model: ModelStatistics) -> pa.Table:
-    """Add the residual stream's numbers block by block; return the table of blocks."""
+    """Add metrics of the residual stream for each block; return the table of blocks."""
     statistics = model.statistics
     axis = {"block": np.arange(statistics.sizes["block"])}
     largest, median = statistics["residual_max"].values, statistics["residual_median"].values
@@ -102,11 +102,11 @@ ROUTER = (
     "load_entropy_share", "load_cv", "load_max_ratio", "dead_experts", "router_entropy",
     "router_entropy_share", "router_margin", "route_information", "outlier_token_share",
 )  # fmt: skip
-"""What `add_routers` adds."""
+"""Metrics that `add_routers` adds."""
 
 
 def add_routers(values: Values, model: ModelStatistics) -> pa.Table:
-    """Add the routers' numbers block by block; return the table of experts, of EXPERTS."""
+    """Add metrics of the routers for each block; return the table of experts, of EXPERTS."""
     needed = ("route", "position_max", "router_entropy", "router_margin", "expert_max")
     if not model.has(*needed, "expert_raw_max", "expert_total"):
         values.lack(NOT_RECORDED, *ROUTER)
@@ -139,11 +139,11 @@ def add_routers(values: Values, model: ModelStatistics) -> pa.Table:
 def _associations(
     model: ModelStatistics, feeding: Array, experts: int
 ) -> list[routing.Association]:
-    """Relate outlier tokens and routes in every block, with the same draws."""
-    plan = routing.permutations(len(model.sequences), model.rng("pairings"))
+    """Test in every block whether outlier tokens go to certain experts, with the same draws."""
+    pairings = routing.permutations(len(model.sequences), model.rng("pairings"))
     route = model.statistics["route"].values
     return [
-        routing.associate(route[:, block], feeding[:, block], experts, plan)
+        routing.associate(route[:, block], feeding[:, block], experts, pairings)
         for block in range(route.shape[1])
     ]
 
@@ -185,7 +185,7 @@ def _expert_table(
 
 
 def _over_sites(average: Any, table: Array) -> Array:
-    """Average over sites that have a value: (sequence, site) to (sequence,)."""
+    """Average over the sites that have a value: (sequence, site) to (sequence,)."""
     result = np.full(len(table), np.nan)
     there = ~np.isnan(table).all(axis=1)
     result[there] = average(table[there], axis=1)

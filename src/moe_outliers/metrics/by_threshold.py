@@ -1,4 +1,4 @@
-"""How the answers depend on the thresholds: every alpha, and every share of positions."""
+"""The results at all thresholds: every alpha, and several shares of positions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ POSITION_SHARES = (0.0, 0.01, 0.06, 0.25)
 """Shares of positions beside the headline's; 0 asks for one position."""
 
 SCREEN = 999
-"""Permutations of hopeless features at thresholds that are not the headline's."""
+"""Permutations of features that are not significant anyway, at thresholds beside the headline's."""
 
 SCHEMA = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
@@ -53,7 +53,7 @@ SCHEMA = parquet.schema(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What must fire, and where: one cell of the sweep."""
+    """One combination of basis and thresholds: a cell of the table."""
 
     basis: Basis
     alpha: float
@@ -90,7 +90,7 @@ def _expected(
 def _selected(
     values: Values, model: ModelStatistics, at: Thresholds, fires: Array
 ) -> dict[str, Any]:
-    """Add the values by sequence of one cell; return the number of outlier features."""
+    """Add the values by sequence of a cell; return its number of outlier features."""
     extent, layer_share = site_extent(fires), model.criteria.layer_share
     fit = CrossFit.of(extent, layer_share)
     keys = vars(at)
@@ -106,7 +106,7 @@ def _selected(
 
 
 def _classed(model: ModelStatistics, at: Thresholds, firing: dict[Basis, Array]) -> dict[str, Any]:
-    """Class the model in one cell; x and z alone only at the headline's share of positions."""
+    """Class the model in a cell; by x or z alone only at the headline's share of positions."""
     basis, share = at.basis, model.criteria.position_share
     headline = bool(np.isclose(at.alpha, model.alpha(basis)) and at.position_share == share)
     extent = site_extent(firing["x" if basis == "fires" else basis])

@@ -1,6 +1,6 @@
-"""The class of a feature and of a model: computed from the data, never given.
+"""The class of a feature and of a model, computed from the data alone.
 
-The thresholds of this module are the protocol's; docs/method.md gives the reason for each.
+The thresholds of this module belong to the protocol; docs/method.md gives the reason for each.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ NO_CANDIDATE = "none"
 """Not a class: the feature is no candidate."""
 
 UNCLASSIFIED = "unclassified"
-"""A candidate that too few sequences leave without a class."""
+"""A candidate without a class, since there are too few sequences."""
 
 MIXED, NO_OUTLIERS = "mixed", "no_outliers"
 """Further classes of a model."""

@@ -17,7 +17,7 @@ PERMUTATIONS = 9_999
 """Permutations of the test."""
 
 HOPELESS = 0.2
-"""A screened test ends early for a feature whose p is above this: no correction rejects it."""
+"""A screened test ends early for a feature whose p is above this: it is not significant anyway."""
 
 CHUNK = 256
 """Features whose Jaccard indices at every shift are held at a time."""

@@ -38,7 +38,7 @@ def super_experts(raw_max: Array, moe_block: Array, blocks: int) -> Array:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each expert writes at most; all axes are (moe_block, expert).
+    """The largest output of each expert; all axes are (moe_block, expert).
 
     Attributes:
         largest: weighted output of largest abs over all sequences, signed; 0 if never picked.
@@ -67,7 +67,7 @@ class Attribution:
 
     @classmethod
     def of(cls, statistics: xr.Dataset) -> "Attribution":
-        """Attribute from the expert_* and residual_top_* variables of a model."""
+        """Compute it from the expert_* and residual_top_* variables of a model."""
         written = statistics["expert_max"].values.astype(float)
         raw = statistics["expert_raw_max"].values.astype(float)
         block, blocks = statistics["moe_block"].values, statistics.sizes["block"]

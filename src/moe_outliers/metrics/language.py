@@ -1,4 +1,4 @@
-"""How well the model predicts the text (M20), in units that tokenizers share."""
+"""How well the model predicts the text (M20), in units that do not depend on the tokenizer."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""One model's statistics as all metrics read them: in one order, with what they share."""
+"""One model's statistics as all metrics read them, and quantities that several metrics share."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,7 @@ SEQUENCE_SCHEMA = parquet.schema(
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """One model.
+    """The statistics of one model; what several metrics need is computed once, when first used.
 
     Attributes:
         slug: its name in the table of models.
@@ -51,7 +51,7 @@ class ModelStatistics:
     def of(
         cls, slug: str, statistics: xr.Dataset, tokens: pa.Table, criteria: Criteria, seed: int
     ) -> "ModelStatistics":
-        """Put statistics and tokens in order; statistics that are in order are not copied.
+        """Sort statistics and tokens by ids_sha256; statistics in that order are not copied.
 
         Raises:
             ValueError: if the tokens are not of the same sequences, or these have no or differing
@@ -99,7 +99,7 @@ class ModelStatistics:
         return draws.generator(self.seed, purpose, self.ids_sha256)
 
     def has(self, *variables: str) -> bool:
-        """Say whether the statistics hold all these variables, and each holds values."""
+        """Tell whether the statistics hold all these variables, and values in each."""
         there = self.statistics.data_vars
         return all(name in there and self.statistics[name].size for name in variables)
 
@@ -109,7 +109,7 @@ class ModelStatistics:
 
     @cached_property
     def firing(self) -> dict[Basis, Array]:
-        """What fires at the headline's thresholds, by basis: (sequence, site, feature), bool."""
+        """Where features fire at the headline's thresholds, by basis: (sequence, site, feature)."""
         share = self.criteria.position_share
         x = self.counts.firing("x", self.alpha("x"), share)
         z = self.counts.firing("z", self.alpha("z"), share)
@@ -137,7 +137,7 @@ class ModelStatistics:
         }
 
     def classify(self, fires: Array, candidate: Array, screen: int | None = None) -> FeatureClasses:
-        """Class the features by what fires; the same draws serve every basis and threshold."""
+        """Class the features by where they fire, with the same draws at every threshold."""
         return classify(
             fires,
             candidate,

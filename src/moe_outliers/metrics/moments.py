@@ -1,4 +1,4 @@
-"""Shape of the activations site by site, and what 8-bit rounding costs them (M9, M18)."""
+"""Moments of the activations at each site, and their error of 8-bit rounding (M9, M18)."""
 
 import numpy as np
 import xarray as xr

@@ -1,9 +1,9 @@
 """How routers spread the tokens, and whether outlier tokens go to certain experts (M15, M16).
 
 An outlier token is a position among the top 1 % of the largest abs(x) of its sequence at the site
-that feeds the experts. Position 0 is left out: it is an outlier token almost by definition, and is
-reported apart. Neighbouring tokens are not exchangeable, sequences are: every null here pairs the
-outlier tokens of one sequence with the routes of another.
+that feeds the experts. Position 0 is left out: it is an outlier token almost by definition, and has
+numbers of its own. Neighbouring tokens are not exchangeable, but sequences are: so every null
+distribution here pairs the outlier tokens of one sequence with the routes of another.
 """
 
 from dataclasses import dataclass
@@ -70,14 +70,14 @@ class Association:
     information: Array
 
 
-def associate(route: Array, size: Array, experts: int, plan: sparse.csr_array) -> Association:
+def associate(route: Array, size: Array, experts: int, pairings: sparse.csr_array) -> Association:
     """Measure how the outlier tokens of one block are routed (M16).
 
     Args:
         route: (sequence, position, pick), the picked experts.
         size: (sequence, position), the largest abs(x) at the site that feeds the experts.
         experts: number of experts.
-        plan: as `permutations` returns it.
+        pairings: as `permutations` returns them.
     """
     route, size = route[:, 1:], size[:, 1:]
     sequences, positions = size.shape
@@ -92,9 +92,9 @@ def associate(route: Array, size: Array, experts: int, plan: sparse.csr_array) -
     if sequences >= 3:
         flat = met.reshape(-1, experts)
         centre = flat.sum(axis=0) / sequences
-        null = np.abs(plan @ flat - centre)
+        null = np.abs(pairings @ flat - centre)
         hits = (null >= np.abs(own - centre) - 1e-9).sum(axis=0)
-        p = np.where(picks > 0, (1 + hits) / (1 + plan.shape[0]), np.nan)
+        p = np.where(picks > 0, (1 + hits) / (1 + pairings.shape[0]), np.nan)
     return Association(lift, p, _information(route[..., :1], tokens, experts))
 
 

@@ -1,4 +1,4 @@
-"""The table of values: one row a metric and sequence. What each metric means is written here."""
+"""The table of values, with one row a metric and sequence, and the catalogue of metrics."""
 
 import csv
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ KEYS = {
     "class": (pa.string(), "class of the features that are summed over"),
     "feature": (pa.int32(), "number of the feature"),
 }
-"""What a quantity is: an interval is made for each combination."""
+"""The columns that identify a quantity: each combination has its own interval."""
 
 WHOLE_MODEL_KEYS = ("metric", "basis", "alpha", "position_share")
 """Keys that a number of the whole model may have; each further one narrows it to a part."""
@@ -124,7 +124,7 @@ class Values:
         self._append(metric, keys, sequence=None, value=float(value), note=note)
 
     def lack(self, note: str, *metrics: str, **keys: Any) -> None:
-        """Say that metrics have no values, and why."""
+        """Record that metrics have no values, and why."""
         for metric in metrics:
             self._append(metric, keys, sequence=None, value=None, note=note)
 

@@ -1,4 +1,4 @@
-"""What is kept of a run: statistics, on a GPU while they come, then on the host."""
+"""Accumulates the statistics on the GPU and copies each finished block to the host."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,66 +18,66 @@ Part = tuple[str, int]
 
 
 class Accumulator:
-    """The statistics of all sequences, part by part of the model."""
+    """The statistics of all sequences, by part of the model: a site, a block, a router."""
 
     def __init__(self, sequences: int, numbers: dict[str, Sequence[int]]) -> None:
-        """Keep nothing yet.
+        """Start empty.
 
         Args:
             sequences: how many there are.
-            numbers: those of each scope, ascending.
+            numbers: numbers of the parts of each scope, ascending.
         """
         self._sequences, self._numbers = sequences, numbers
         self._parts: dict[Part, dict[str, Tensor]] = defaultdict(dict)
         self._whole: dict[str, Tensor] = {}
-        self._mover = ThreadPoolExecutor(1)
-        self._moving: list[Future[None]] = []
+        self._copier = ThreadPoolExecutor(1)
+        self._copies: list[Future[None]] = []
 
     def close(self) -> None:
-        """End the thread that moves."""
-        self._mover.shutdown()
+        """End the thread that copies to the host."""
+        self._copier.shutdown()
 
     def add(
         self, scope: str, number: int, sequences: Sequence[int], values: dict[str, Tensor]
     ) -> None:
-        """Keep values of sequences by name, (sequence, …), with one copy where they follow on."""
+        """Store values by name, (sequence, …); one copy if the sequences are consecutive."""
         part, first = self._parts[scope, number], sequences[0]
-        follow = list(sequences) == list(range(first, first + len(sequences)))
+        consecutive = list(sequences) == list(range(first, first + len(sequences)))
         for name, value in values.items():
             if name not in part:
                 dtype = getattr(torch, VARIABLES[name].dtype)
                 shape = self._sequences, *value.shape[1:]
                 part[name] = torch.zeros(shape, dtype=dtype, device=value.device)
-            if follow:
+            if consecutive:
                 part[name][first : first + len(sequences)].copy_(value)
             else:
                 for row, sequence in enumerate(sequences):
                     part[name][sequence].copy_(value[row])
 
     def settle(self, parts: Sequence[Part]) -> None:
-        """Start to move what is kept of some parts to the host; nothing comes to them any more."""
+        """Start to copy some parts to the host; nothing may be added to them any more."""
         for key in parts:
             if key in self._parts:
                 copy = HostCopy(self._parts[key], partial(self._place, *key))
                 if copy.under_way:
-                    self._moving.append(self._mover.submit(copy.finish))
+                    self._copies.append(self._copier.submit(copy.finish))
 
     def of(self, sequence: int) -> dict[str, Array]:
         """Return the variables of one sequence that has passed through the whole model.
 
         Each is stacked over the numbers of its scope.
         """
-        while self._moving:
-            self._moving.pop().result()
-        found: dict[str, list[Array]] = defaultdict(list)
+        while self._copies:
+            self._copies.pop().result()
+        parts: dict[str, list[Array]] = defaultdict(list)
         for _, part in sorted(self._parts.items(), key=lambda item: item[0][1]):
             for name in part.keys() - self._whole.keys():
-                found[name].append(part[name][sequence].cpu().numpy())
-        stacked = {name: np.stack(values) for name, values in found.items()}
+                parts[name].append(part[name][sequence].cpu().numpy())
+        stacked = {name: np.stack(values) for name, values in parts.items()}
         return stacked | {name: values[sequence].numpy() for name, values in self._whole.items()}
 
     def _place(self, scope: str, number: int, name: str, value: Tensor) -> Tensor:
-        """Return the place on the host where a part of a variable goes."""
+        """Return the tensor on the host that a part of a variable is copied to."""
         numbers = self._numbers[scope]
         if name not in self._whole:
             shape = len(value), len(numbers), *value.shape[1:]
@@ -86,13 +86,13 @@ class Accumulator:
 
 
 class HostCopy:
-    """Tensors on their way from a GPU to the host; those of the CPU stay where they are."""
+    """Copies tensors from a GPU to the host; those of the CPU stay where they are."""
 
     def __init__(self, store: dict[str, Tensor], place: Callable[[str, Tensor], Tensor]) -> None:
-        """Queue the copies of all tensors of a store, behind what the device has still to do.
+        """Queue the copies of all tensors of a store, behind the work that the device has queued.
 
         Args:
-            store: tensors by name; those of the host take their places when all is done.
+            store: tensors by name; when all is done it holds those of the host instead.
             place: gives the tensor, in pageable memory, that one of a name is copied to.
         """
         self._store, self._place = store, place
@@ -115,9 +115,9 @@ class HostCopy:
         return bool(self._parts)
 
     def finish(self) -> None:
-        """Put copies in pageable memory in their places; the locked memory is used again.
+        """Copy from page-locked to pageable memory, so that the locked memory can be used again.
 
-        Fresh pageable memory can cost more than the copy: let another thread do it.
+        Fresh pageable memory can cost more time than the copy: let another thread do it.
         """
         if self.under_way:
             self._done.synchronize()

@@ -1,4 +1,4 @@
-"""Which way activations are reduced on a device: by GPU kernels, where they can be and agree."""
+"""Chooses how activations are reduced on a device: by GPU kernels where they can be used."""
 
 import importlib.util
 import logging
@@ -26,14 +26,14 @@ def reducer(
     family: Family,
     kernels: bool | None,
 ) -> Reducer:
-    """Choose how to reduce on the device where the delimiters are.
+    """Choose the reducer for the device that holds the delimiter mask.
 
     Args:
-        keep: takes the results.
+        keep: stores the results.
         delimiter: (sequence, position), bool, the delimiter positions.
         alphas: thresholds, ascending.
         family: of the model.
-        kernels: by kernels; None: where they can be used.
+        kernels: whether by GPU kernels; None: where they can be used.
     """
     if kernels is None:
         kernels = len(alphas) <= MOST_ALPHAS and usable(delimiter.device)
@@ -45,17 +45,17 @@ def reducer(
 
 
 def usable(device: torch.device) -> bool:
-    """Tell whether kernels can be used on a device: a GPU with Triton, where they are right."""
+    """Tell whether kernels can be used on a device: a GPU with Triton that passes the self-test."""
     there = importlib.util.find_spec("triton") is not None
     return KERNELS and device.type == "cuda" and there and agree(str(device))
 
 
 @cache
 def agree(device: str) -> bool:
-    """Tell whether the kernels give on a device what plain torch gives.
+    """Compare the kernels with plain torch on a device, once.
 
-    A driver or a Triton on which they do not compile, or count wrongly, costs time, not a result:
-    plain torch is used there.
+    Where a driver or a version of Triton does not compile them, or they count wrongly, plain torch
+    is used: that costs time, not a result.
     """
     try:
         from moe_outliers.recording.gpu import batched

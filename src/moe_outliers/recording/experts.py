@@ -1,7 +1,7 @@
-"""Two ways to hear what each picked expert writes, before the routing weight.
+"""Two ways to see the output of each picked expert before it is multiplied by its routing weight.
 
-Where transformers lets a norm follow each expert, `Tap` listens there, and the experts compute what
-they always do. Elsewhere their forward is `Replaced` by one that runs each pick by itself.
+Where transformers lets a norm follow each expert, `Tap` stands in for that norm, and the experts
+compute what they always do. Elsewhere their forward is `Replaced` by one that runs each pick alone.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Tap:
-    """Takes each picked expert's output where transformers lets a norm follow it.
+    """Records each picked expert's output where transformers lets a norm follow it.
 
-    The experts compute what they always do, once. Only grouped_mm has that place with the rows
-    sorted by expert; transformers 5.17 has it nowhere.
+    Only the implementation grouped_mm calls that norm with the rows sorted by expert; transformers
+    5.17 never calls it.
     """
 
     def __init__(self, experts: Any) -> None:
@@ -24,23 +24,23 @@ class Tap:
 
     @staticmethod
     def fits(experts: Any) -> bool:
-        """Tell whether these experts have the place, and nothing is there."""
+        """Tell whether these experts can be followed by a norm, and are not."""
         if experts.config._experts_implementation != "grouped_mm":
             return False
         return getattr(experts, "has_post_expert_norm", None) is False
 
     def _hear(self, raw: Tensor) -> Tensor:
-        self._raw = raw  # in the place of what a pass left that ran out of memory
+        self._raw = raw  # replaces what a pass left behind that ran out of memory
         return raw
 
     def take(self) -> Tensor:
-        """Return what the experts wrote in their last forward pass, and forget it."""
+        """Return the experts' outputs of the last forward pass, and forget them."""
         raw, self._raw = self._raw, None
-        assert raw is not None, "the experts ran without the place that was tapped"
+        assert raw is not None, "the experts ran without the norm that the tap stands in for"
         return raw
 
     def remove(self) -> None:
-        """Leave the place as it was."""
+        """Leave the experts without a norm behind them, as they were."""
         self._experts.has_post_expert_norm = False
         del self._experts.post_expert_norm
 

@@ -22,23 +22,23 @@ class PlainReducer:
     def site(
         self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
     ) -> None:
-        """Take the output of a norm."""
+        """Reduce the output of a norm."""
         z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
         found = reduction.site(x, z, self._delimiter[sequence], self._alphas)
         self._kept("site", number, sequence, found)
         hits[sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
-        """Take the output of a block."""
+        """Reduce the output of a block."""
         self._kept("block", number, sequence, reduction.residual(h))
 
     def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
-        """Take what a router returned."""
+        """Reduce what a router returned."""
         found = reduction.router(*routing, bias, self._family.scores)
         self._kept("moe", number, sequence, found)
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
-        """Reduce the experts."""
+        """Reduce the outputs of the experts."""
         raw = torch.empty_like(picks.raw).index_copy_(0, picks.order, picks.raw)
         raw = raw.view(*picks.picked.shape, -1)
         parts = (part.chunk(sequences) for part in (raw, picks.weights, picks.picked))
@@ -47,11 +47,11 @@ class PlainReducer:
         ]
 
     def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
-        """Take what the experts wrote at most."""
+        """Store each expert's largest output, and the whole MLP's output there."""
         self._kept("moe", number, sequence, found | total_of(found, total))
 
     def flush(self) -> None:
-        """Nothing is held."""
+        """Do nothing: each activation is reduced as it comes."""
 
     def _kept(self, scope: str, number: int, sequence: int, values: dict[str, Tensor]) -> None:
         self._keep(scope, number, [sequence], {n: value[None] for n, value in values.items()})

@@ -1,8 +1,10 @@
-"""Hooks that turn a running model into statistics: what every way of running a model shares.
+"""Hooks that turn the activations of a running model into statistics, however it is run.
 
-An engine sets `recorder.sequences` before each forward of a layer and calls `loss` with the final
-hidden states; the hooks do the rest. No activation is kept beyond its hook but one bit a position
-and feature for the unions.
+An engine sets `recorder.sequences` before each forward pass of a layer; otherwise its numbers would
+go to the sequences of the last one. It calls `settle` when all sequences have passed a block, and
+`loss` with the final hidden states. An engine that captures a layer as a CUDA graph calls
+`take_gains` before, captures within `captured`, and calls `replayed` after each replay. No
+activation outlives its hook but one bit a position and feature for the unions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +47,7 @@ class Recorder:
             ids: (sequence, position), token ids.
             delimiter: (sequence, position), bool, the delimiter positions.
             alphas: thresholds, ascending.
-            kernels: reduce by GPU kernels; None: where they can be used.
+            kernels: whether to reduce by GPU kernels; None: where they can be used.
         """
         self._kernels = kernels
         self._reducers: dict[torch.device, Reducer] = {}
@@ -79,7 +81,7 @@ class Recorder:
         self._handles = []
         self._accumulator.close()
 
-    # -- what the hooks do ---------------------------------------------------------------------
+    # -- the hooks -----------------------------------------------------------------------------
 
     def _on_norm(self, number: int, site: Site) -> Callable[..., None]:
         def hook(norm: Any, args: tuple[Tensor, ...], x: Tensor) -> None:
@@ -92,9 +94,9 @@ class Recorder:
         return hook
 
     def take_gains(self, block: int) -> None:
-        """Take gain and offset of a block's norms while their parameters are there.
+        """Copy gain and offset of a block's norms while their parameters are on the device.
 
-        The hooks do that too, but what they queue into a graph is not done before it is replayed.
+        The hooks do that too; but while a CUDA graph is captured, what they do is only recorded.
         """
         self._take_gain(2 * block)
         self._take_gain(2 * block + 1)
@@ -108,7 +110,7 @@ class Recorder:
             self.offset[number] = nothing if bias is None else nothing + bias.detach().float()
 
     def _hits(self, kind: str, x: Tensor) -> Tensor:
-        """Return the hits of a union, (sequence, position, feature), bool."""
+        """Return where any site of a kind had an outlier, (sequence, position, feature), bool."""
         key = (kind, x.device)
         if key not in self._hit:
             shape = (len(self.ids), *x.shape[1:])
@@ -125,8 +127,8 @@ class Recorder:
 
     @torch.inference_mode()  # what the hooks made is changed in no other mode
     def _flush(self) -> None:
-        for one in self._reducers.values():
-            one.flush()
+        for each in self._reducers.values():
+            each.flush()
 
     def _on_block(self, block: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
@@ -137,7 +139,7 @@ class Recorder:
         return hook
 
     def _watch_experts(self, block: int, mlp: Any) -> None:
-        """Watch a mixture of experts: its router, each picked expert's output, and their sum."""
+        """Attach to a mixture of experts: its router, each picked expert, and their sum."""
         router, experts = getattr(mlp, self.family.router), mlp.experts
         self._handles.append(router.register_forward_hook(self._on_router(block)))
         if Tap.fits(experts):
@@ -168,7 +170,7 @@ class Recorder:
         forward: Callable[..., Tensor] = experts.forward
 
         def run(hidden: Tensor, picked: Tensor, weights: Tensor) -> Tensor:
-            """Run each picked expert by itself, weigh, add as grouped_mm does: the same bits."""
+            """Run each picked expert alone, weigh and add as grouped_mm does: the same bits."""
             (rows, width), k = hidden.shape, picked.shape[1]
             ones = torch.ones((rows * k, 1), dtype=hidden.dtype, device=hidden.device)
             raw = forward(hidden.repeat_interleave(k, 0), picked.reshape(-1, 1), ones)
@@ -186,11 +188,11 @@ class Recorder:
     def _on_mlp(self, block: int) -> Callable[..., None]:
         def hook(mlp: nn.Module, args: Any, output: Any) -> None:
             total = output[0] if isinstance(output, tuple) else output
-            for row, (sequence, kept) in enumerate(
+            for row, (sequence, largest) in enumerate(
                 zip(self.sequences, self._pending.pop(block), strict=True)
             ):
-                place = kept["expert_max_position"], kept["expert_max_feature"]
-                self._reducer(total.device).mlp(block, sequence, kept, total[row][place])
+                place = largest["expert_max_position"], largest["expert_max_feature"]
+                self._reducer(total.device).mlp(block, sequence, largest, total[row][place])
 
         return hook
 
@@ -203,34 +205,34 @@ class Recorder:
             nll = reduction.token_nll(hidden[row], head, self._ids[here][sequence])
             self._accumulator.add("sequence", 0, [sequence], {"token_nll": nll[None]})
 
-    # -- what a replayed graph does again --------------------------------------------------------
+    # -- for CUDA graphs -----------------------------------------------------------------------
 
     @property
     def replayable(self) -> bool:
-        """Whether what the hooks do can be done again by replaying the work that they queued."""
-        return not any(isinstance(one, PlainReducer) for one in self._reducers.values())
+        """Whether layers may be captured: plain reducers store under the numbers of one pass."""
+        return not any(isinstance(each, PlainReducer) for each in self._reducers.values())
 
     @contextmanager
     def captured(self, rows: int) -> Iterator[list[Any]]:
-        """Let the hooks put aside what they see of so many rows, for `replayed`."""
+        """Record which tensors the hooks see of so many rows while a graph is captured."""
         self.sequences = range(rows)
-        batched: list[Any] = list(self._reducers.values())
+        batched: list[Any] = list(self._reducers.values())  # no plain ones: see `replayable`
         with ExitStack() as stack:
-            yield [(one, stack.enter_context(one.aside())) for one in batched]
+            yield [(each, stack.enter_context(each.capturing())) for each in batched]
 
     def replayed(
         self, seen: list[Any], rows: Sequence[int], copy: Callable[[Tensor], Tensor]
     ) -> None:
-        """Take what the hooks put aside, as it is now, as that of these sequences."""
-        for one, aside in seen:
-            one.again(aside, rows, copy)
+        """Reduce the new contents of recorded tensors, as those of these sequences."""
+        for each, tensors in seen:
+            each.replayed(tensors, rows, copy)
 
-    # -- what the engine takes -----------------------------------------------------------------
+    # -- for the engine ------------------------------------------------------------------------
 
     def settle(self, block: int) -> None:
-        """Start to move what was kept of a block to the host, while the next is computed.
+        """Start to copy a block's statistics to the host, while the next one is computed.
 
-        All sequences must have been through the block.
+        All sequences must have passed the block.
         """
         self._flush()
         sites = [("site", 2 * block), ("site", 2 * block + 1)]

@@ -1,4 +1,4 @@
-"""What every way of reducing activations takes, and what it gives."""
+"""The interface of a reducer, which turns activations into statistics, and what all of them use."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Keep = Callable[[str, int, Sequence[int], dict[str, Tensor]], None]
-"""Takes scope, number, sequences, and their values by name: (sequence, …)."""
+"""Stores statistics: takes scope, number, sequences, and their values by name, (sequence, …)."""
 
 Routing = tuple[Tensor, Tensor, Tensor]
 """Logits, weights and picks of a router, each (position, …)."""
@@ -17,7 +17,7 @@ HELD_BYTES = 1_000_000_000
 
 
 class Picks(NamedTuple):
-    """What the picked experts wrote in a forward pass, its sequences one behind the other.
+    """The outputs of the picked experts in a forward pass, its sequences concatenated.
 
     Attributes:
         raw: (pick, feature), each picked expert's output before the routing weight.
@@ -33,31 +33,41 @@ class Picks(NamedTuple):
 
 
 class Reducer(Protocol):
-    """Takes the activations of one sequence at a time."""
+    """Turns activations into statistics; takes those of one sequence at a time."""
 
     def site(
         self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
     ) -> None:
-        """Take a norm's output x, what it read, and the hits of its union, of all sequences."""
+        """Take a norm's output x and its input h.
+
+        Args:
+            number: of the site.
+            sequence: of x and h.
+            x: (position, feature).
+            h: (position, feature).
+            hits: (sequence, position, feature), bool: the outlier positions of all sites of this
+                kind, to which those of x are added.
+            norm: the norm itself.
+        """
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
         """Take the output of a block, (position, feature)."""
 
     def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
-        """Take what a router returned, and the correction that it adds before it sorts."""
+        """Take what a router returned, and the bias that it adds to the scores before it sorts."""
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
-        """Reduce the experts, so many as `count`, of each sequence, as `reduction.experts`."""
+        """Reduce the outputs of all `count` experts, sequence by sequence."""
 
     def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
-        """Take what `experts` found, and the module's output, (expert,), at those places."""
+        """Take what `experts` returned, and the whole MLP's output, (expert,), at those places."""
 
     def flush(self) -> None:
-        """Make sure that all that was taken is kept."""
+        """Reduce and store everything that was taken."""
 
 
 def total_of(found: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
-    """Return the module's output at the experts' places: 0 where nobody picked the expert."""
+    """Return the whole MLP's output at each expert's largest value; 0 for an unpicked expert."""
     unpicked = found["expert_max_feature"] < 0
     return {"expert_total": torch.where(unpicked, 0.0, total.float())}
 

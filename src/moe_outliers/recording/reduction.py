@@ -17,17 +17,20 @@ MASSIVE = (100.0, 1000.0)
 """A massive activation is above the first, and the second times its token's median (Sun 2024)."""
 
 TOP = 8
-"""How many of the residual stream's largest features are kept a block."""
+"""How many of the residual stream's largest features are stored a block."""
 
 HEAD_SLICE = 256
-"""Positions whose logits are computed at a time: bounds memory, fixes the product's shape."""
+"""Positions whose logits are computed at a time: bounds memory.
+
+It also fixes the shape of the matrix product, on which the last bits of its results depend.
+"""
 
 
 def normalised(h: Tensor, *, eps: float, layer_norm: bool) -> Tensor:
     """Recompute a norm's own value, before gain and offset.
 
     Args:
-        h: (position, feature), what the norm reads, any dtype.
+        h: (position, feature), the norm's input, any dtype.
         eps: the norm's epsilon.
         layer_norm: LayerNorm with biased variance instead of RMSNorm.
 
@@ -179,7 +182,7 @@ def routing(
 
 
 def experts(raw: Tensor, weighted: Tensor, picked: Tensor, count: int) -> dict[str, Tensor]:
-    """Find what each expert writes at most.
+    """Find the largest output of each expert, and where it is.
 
     Args:
         raw: (position, k, feature), each picked expert's output before the routing weight.

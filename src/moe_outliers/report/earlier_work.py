@@ -1,4 +1,4 @@
-"""What earlier work says, beside what was measured: after the fact, and never an input."""
+"""Compares the results with those of earlier work, which are never an input."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ def compare(
     features: pa.Table,
     sensitivity: pa.Table,
 ) -> pa.Table:
-    """Lay what was measured beside what was expected of the selected models.
+    """Compare the measured values with the expected ones of the selected models.
 
     Args:
         reference: as `read` returns it.
@@ -104,7 +104,7 @@ def published(reference: Mapping[str, Any]) -> pa.Table:
 
 
 def _measured(intervals: pa.Table, sensitivity: pa.Table) -> dict[tuple[str, str], Any]:
-    """Look up quantities of a model by its slug and their name."""
+    """Return the measured quantities by slug of the model and name."""
     frame = intervals.to_pandas()
     old = frame[frame["metric"].str.startswith("legacy_")]
     found: dict[tuple[str, str], Any] = {

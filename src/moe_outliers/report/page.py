@@ -1,6 +1,6 @@
-"""The report: one page of HTML for offline use, keyboard and screen reader; and its opening.
+"""The report: one page of HTML for offline use, keyboard and screen reader; and its first lines.
 
-Everything in it comes from summary.json, the figures, their captions and the receipts.
+Its contents come from summary.json, the figures, their captions and the receipts.
 """
 
 import base64
@@ -38,7 +38,7 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
 
     Args:
         summary: results/tables/summary.json.
-        plots: the folder of the figures, {name}.svg and {name}.txt, what each shows in words.
+        plots: the folder of the figures, {name}.svg, and of their descriptions, {name}.txt.
         costs: as `costs` returns them.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -63,13 +63,13 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
 
 
 def opening(summary: Mapping[str, Any]) -> str:
-    """Write what the report opens with, in reStructuredText: results/tables/answer.rst."""
+    """Write the first lines of the report in reStructuredText: results/tables/answer.rst."""
     lines = [f"* {_plain(line)}" for line in sentences.answer(summary)]
     return "\n".join(["The answer", "----------", "", *lines, ""])
 
 
 def costs(found: Sequence[receipts.Receipt]) -> list[dict[str, Any]]:
-    """Say on what each model was computed, and what the rented machines cost at their hourly price.
+    """List the machine of each model, and what rented ones cost at their hourly price.
 
     Args:
         found: the receipts of all batches.
@@ -123,5 +123,5 @@ def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """Take from a line what reStructuredText would read as markup."""
+    """Escape what reStructuredText would read as markup."""
     return "".join(f"\\{c}" if c in "*`|_\\" else c for c in text)

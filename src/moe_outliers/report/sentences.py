@@ -1,4 +1,4 @@
-"""What a sweep found, in sentences: each is made from the numbers of summary.json, and no other."""
+"""The results of a sweep in sentences, made from the numbers of summary.json alone."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,7 +38,7 @@ NUMBERS = {
     "router_entropy_share": ("entropy of a token's routing over its maximum", "whole"),
     "bits_per_byte_common": ("bits per byte of the text that all models share", "whole"),
 }
-"""The numbers of a model's page: what each is, and what fires."""
+"""The numbers of a model's section: the meaning of each, and its basis."""
 
 POSITIONS = dict(zip(TYPES, ("position 0", "delimiters", "all other positions"), strict=True))
 """The types of position, in words."""
@@ -52,7 +52,7 @@ PROPERTIES = {
     "width": "the width",
     "bits_per_byte_common": "bits per byte",
 }
-"""What a number of the models may go with: columns of their table, and how well they predict."""
+"""Properties of models that numbers are correlated with: columns of their table, bits per byte."""
 
 
 def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
@@ -61,7 +61,7 @@ def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
 
 
 def headline(summary: Summary) -> str:
-    """Say which models have systematic outlier features: what everybody asks first."""
+    """Say which models are systematic: the question that comes first."""
     models = models_of(summary)
     kinds = {model: found["model_class"] for model, found in models.items()}
     names = [model for model, kind in kinds.items() if kind == "systematic"]
@@ -91,7 +91,7 @@ def answer(summary: Summary) -> Iterator[str]:
 
 
 def measured(summary: Summary) -> str:
-    """Say how much was read."""
+    """Say on how many sequences of how many tokens the models were measured."""
     models = models_of(summary).values()
     sequences = " or ".join(map(str, sorted({found["sequences"] for found in models})))
     tokens = " or ".join(f"{n:,}" for n in sorted({found["tokens"] for found in models}))
@@ -110,7 +110,7 @@ def classes(summary: Summary) -> dict[str, list[str]]:
 
 
 def evidence(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a model's class rests on; None where there is no such thing.
+    """Return the evidence for a model's class; None where there is none of a kind.
 
     Returns:
         `features`: how many are of the model's class; `mass`: the share of the outlier mass that
@@ -185,7 +185,7 @@ def differences(summary: Summary) -> Iterator[tuple[str, list[Mapping[str, Any]]
 
 
 def correlations(summary: Summary) -> Iterator[str]:
-    """Say which numbers go with a property of the models, after the correction."""
+    """Say which numbers correlate with a property of the models, after the correction."""
     for row in summary["correlations"]:
         yield (
             f"{_meaning(row)} goes with {PROPERTIES[row['property']]}: rank correlation "
@@ -196,7 +196,7 @@ def correlations(summary: Summary) -> Iterator[str]:
 
 
 def _meaning(row: Mapping[str, Any]) -> str:
-    """Say what a metric is, to begin a sentence, and what fires if it is not the usual."""
+    """Return the meaning of a metric as the start of a sentence, and its basis if unusual."""
     meaning, basis = NUMBERS.get(row["metric"], (METRICS[row["metric"]].meaning, "fires"))
     other = "" if row["basis"] in (basis, None) else f", by {row['basis']}"
     return f"{meaning[0].upper()}{meaning[1:]}{other}"
@@ -216,7 +216,7 @@ def legacy(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cross_batch(found: Mapping[str, Any]) -> str:
-    """Say in one line how single sequences agree with all others."""
+    """Say in one sentence how well single sequences agree with all others."""
     rows = found["cross_batch"]
     alike = [row["jaccard"] for row in rows if row["jaccard"] is not None]
     if not alike:
@@ -229,7 +229,7 @@ def cross_batch(found: Mapping[str, Any]) -> str:
 
 
 def numbers(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Give a model's headline numbers: what each is, it with its interval, how it was made."""
+    """Yield a model's headline numbers: the meaning, the number with its interval, the method."""
     for metric, (meaning, basis) in NUMBERS.items():
         number = found["numbers"].get(metric, {}).get(basis)
         if number is None:

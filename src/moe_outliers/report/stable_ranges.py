@@ -1,4 +1,4 @@
-"""How far the thresholds may move before an answer changes."""
+"""How far each threshold may be moved before an answer changes."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def _same_number(part: pd.DataFrame) -> Any:
 
 
 def _around(values: Any, same: Any, at: float) -> dict[str, float]:
-    """Widen from one value for as long as the answer is the same."""
+    """Extend the range from one value in both directions while the answer stays the same."""
     place = int(np.flatnonzero(values == at)[0])
     low = high = place
     while low > 0 and same[low - 1]:

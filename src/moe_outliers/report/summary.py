@@ -1,4 +1,4 @@
-"""The sweep in short, for machines: results/tables/summary.json."""
+"""The summary of a sweep for programs: results/tables/summary.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from moe_outliers.metrics.classes import CLASSES
 from moe_outliers.metrics.magnitude import TYPES
-from moe_outliers.report.reader_warnings import headline
+from moe_outliers.report.old_numbers import headline
 from moe_outliers.stats.multiplicity import LEVEL
 
 TOP = 12
@@ -21,7 +21,7 @@ NUMBERS = ("estimate", "low", "high", "unit", "method", "n", "degenerate")
 def summarise(
     tables: Mapping[str, pa.Table], criteria: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
-    """Say the same as the report, as JSON values.
+    """Summarise a sweep as JSON values: the contents of the report.
 
     Args:
         tables: as tables.collect returns them.
@@ -83,7 +83,7 @@ def _model(model: str, row: Any, frames: Mapping[str, pd.DataFrame]) -> dict[str
 
 
 def _features(features: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
-    """Pick the heaviest features, with the intervals of their extents on the held-out sequences."""
+    """Pick the features with most outlier mass, with the intervals of their held-out extents."""
     columns = ["feature", "class", "extent_share", "x_extent_share", "consistency", "mass_share"]
     columns += ["largest", "one_sidedness", "gain_median"]
     rows = intervals[(intervals["metric"] == "feature_extent_share") & intervals["headline"]]
@@ -95,7 +95,7 @@ def _features(features: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
 def _keyed(
     intervals: pd.DataFrame, metric: str, basis: str, key: str, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Pick a headline number for each of some names; those without a row are left out."""
+    """Return a headline number by name; names without a row are left out."""
     rows = intervals[(intervals["metric"] == metric) & intervals["headline"]]
     rows = rows[(rows["basis"] == basis) & rows[key].isin(names)]
     found = {row[key]: _number(row) for row in rows.to_dict("records")}

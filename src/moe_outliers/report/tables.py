@@ -1,4 +1,4 @@
-"""The tables of a sweep: every model's together, what they say in short, and what columns mean."""
+"""The tables of a sweep: those of all models stacked, and what every column means."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import pyarrow as pa
 from moe_outliers.inference import bootstrap, comparison, simulate_classes, simulate_intervals
 from moe_outliers.metrics import measure
 from moe_outliers.metrics.values import METRICS
-from moe_outliers.report import earlier_work, reader_warnings
+from moe_outliers.report import earlier_work, old_numbers, reader_warnings
 from moe_outliers.report.stable_ranges import SCHEMA as STABLE
 from moe_outliers.report.stable_ranges import stable_ranges
 from moe_outliers.storage import parquet
@@ -69,7 +69,7 @@ TABLES: dict[str, pa.Schema] = {
     "differences": comparison.DIFFERENCES,
     "correlations": comparison.CORRELATIONS,
     "stable_ranges": STABLE,
-    "legacy": reader_warnings.LEGACY,
+    "legacy": old_numbers.LEGACY,
     "reference": earlier_work.SCHEMA,
     "published": earlier_work.PUBLISHED,
     "warnings": reader_warnings.WARNINGS,
@@ -90,7 +90,7 @@ def collect(
     validated: Mapping[str, pa.Table],
     expectations: Mapping[str, Any],
 ) -> dict[str, pa.Table]:
-    """Put the tables of a sweep together.
+    """Collect the tables of a sweep.
 
     Args:
         models: by slug, in the order of the table of models: the tables of measure.TABLES, and
@@ -103,25 +103,27 @@ def collect(
     Returns:
         The tables, named and typed as TABLES says.
     """
-    found = {name: _stack(name, models) for name in OF_MODELS}
-    found["intervals"] = pa.concat_tables([_stack("intervals", models), compared["intervals"]])
-    found["models"] = _models(models, rows)
-    found |= {name: compared[name] for name in ("differences", "correlations")}
-    found |= {f"validate_{name}": table for name, table in validated.items()}
-    found["stable_ranges"] = stable_ranges(found["sensitivity"], found["intervals"])
-    found["reference"] = earlier_work.compare(
-        expectations, list(models), found["intervals"], found["features"], found["sensitivity"]
+    tables = {name: _stack(name, models) for name in OF_MODELS}
+    tables["intervals"] = pa.concat_tables([_stack("intervals", models), compared["intervals"]])
+    tables["models"] = _models(models, rows)
+    tables |= {name: compared[name] for name in ("differences", "correlations")}
+    tables |= {f"validate_{name}": table for name, table in validated.items()}
+    tables["stable_ranges"] = stable_ranges(tables["sensitivity"], tables["intervals"])
+    tables["reference"] = earlier_work.compare(
+        expectations, list(models), tables["intervals"], tables["features"], tables["sensitivity"]
     )
-    found["published"] = earlier_work.published(expectations)
-    found["legacy"] = reader_warnings.legacy(list(models), found["intervals"], found["reference"])
-    found["warnings"] = reader_warnings.warnings(list(models), found)
-    found["metrics"] = _catalogue()
-    found["dictionary"] = dictionary()
-    return {name: found[name].select(schema.names) for name, schema in TABLES.items()}
+    tables["published"] = earlier_work.published(expectations)
+    tables["legacy"] = old_numbers.beside_corrected(
+        list(models), tables["intervals"], tables["reference"]
+    )
+    tables["warnings"] = reader_warnings.warnings(list(models), tables)
+    tables["metrics"] = _catalogue()
+    tables["dictionary"] = dictionary()
+    return {name: tables[name].select(schema.names) for name, schema in TABLES.items()}
 
 
 def dictionary() -> pa.Table:
-    """Say what every column of every table means, of DICTIONARY."""
+    """Explain every column of every table, of DICTIONARY."""
     rows = [
         {"table": table, "column": field.name, "type": str(field.type)}
         | {"meaning": parquet.meanings(schema)[field.name]}
@@ -138,30 +140,30 @@ def _stack(name: str, models: Mapping[str, Mapping[str, pa.Table]]) -> pa.Table:
 def _models(
     models: Mapping[str, Mapping[str, pa.Table]], rows: Mapping[str, Mapping[str, Any]]
 ) -> pa.Table:
-    found = []
+    described = []
     for model, tables in models.items():
         cells = tables["sensitivity"].to_pandas()
-        of = cells[cells["headline"]].set_index("basis")
-        told = dict(
+        headline = cells[cells["headline"]].set_index("basis")
+        attributes = dict(
             zip(*(tables["provenance"][n].to_pylist() for n in ("attribute", "value")), strict=True)
         )
-        found.append(
+        described.append(
             {name: rows[model][name] for name in MODELS.names if name in rows[model]}
             | {
                 "model": model,
-                "family": told.get("family"),
-                "dtype": told.get("norm_dtype"),
+                "family": attributes.get("family"),
+                "dtype": attributes.get("norm_dtype"),
                 "sequences": tables["sequences"].num_rows,
                 "tokens": tables["sequences"]["tokens"][0].as_py(),
-                "model_class": of.loc["fires", "model_class"],
-                "class_x": of.loc["x", "model_class"],
-                "class_z": of.loc["z", "model_class"],
-                "candidates": int(of.loc["fires", "candidates"]),
-                "n_dims": of.loc["fires", "n_dims"],
-                "surrogate_n_dims": int(of.loc["x", "surrogate_n_dims"]),
+                "model_class": headline.loc["fires", "model_class"],
+                "class_x": headline.loc["x", "model_class"],
+                "class_z": headline.loc["z", "model_class"],
+                "candidates": int(headline.loc["fires", "candidates"]),
+                "n_dims": headline.loc["fires", "n_dims"],
+                "surrogate_n_dims": int(headline.loc["x", "surrogate_n_dims"]),
             }
         )
-    return parquet.of_rows(MODELS, found)
+    return parquet.of_rows(MODELS, described)
 
 
 def _catalogue() -> pa.Table:

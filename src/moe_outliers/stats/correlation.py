@@ -1,4 +1,4 @@
-"""Rank correlations over models: exact, and honest about how little a few models can say."""
+"""Rank correlations over models with exact p values, and the smallest that can be significant."""
 
 import itertools
 import math

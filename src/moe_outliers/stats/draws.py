@@ -1,7 +1,7 @@
-"""Random draws that depend on the seed, their purpose and the sequences, and on nothing else.
+"""Random generators that depend on the seed, their purpose and the sequences, and on nothing else.
 
-Sequences are named by the digests of their token ids and taken in the order of these, so that
-neither the order of the files nor how sequences are grouped into them changes a number.
+Sequences are identified by the digests of their token ids and sorted by these, so that neither the
+order of the files nor the grouping of sequences into files changes a number.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 def order(ids_sha256: Sequence[str]) -> NDArray[np.intp]:
-    """Return the places of the sequences in the order in which all draws take them."""
+    """Return the order of the sequences in which all draws take them, as indices."""
     return np.argsort(np.array(ids_sha256, dtype=str), kind="stable")
 
 

@@ -1,4 +1,4 @@
-"""Many tests at once: false discovery rate and family-wise error."""
+"""Corrections for many tests: false discovery rate and family-wise error."""
 
 import numpy as np
 

@@ -6,32 +6,32 @@ from pathlib import Path
 from moe_outliers.storage import files
 
 LEFT_OUT = frozenset({".snakemake_timestamp"})
-"""Snakemake writes these into a directory after the job."""
+"""Files that Snakemake adds to a directory after the job: they do not count."""
 
 
 class DigestCache:
     """Digests of files, remembered until a file's size or time of change is another."""
 
     def __init__(
-        self, memory: Path, *, full: bool = False, read: Callable[[Path], str] = files.sha256
+        self, cache: Path, *, full: bool = False, read: Callable[[Path], str] = files.sha256
     ) -> None:
-        """Read the memory.
+        """Read the cache.
 
         Args:
-            memory: JSON file; a missing or damaged one is forgotten.
-            full: hash every file again.
-            read: what is remembered of a file.
+            cache: JSON file; a missing or damaged one counts as empty.
+            full: ignore the cache, and hash every file again.
+            read: computes what is cached of a file.
         """
-        self.memory, self._read = memory, read
+        self.cache, self._read = cache, read
         try:
-            known = files.read_json(memory) if memory.is_file() and not full else {}
+            known = files.read_json(cache) if cache.is_file() and not full else {}
         except ValueError:
             known = {}
         self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
         self._seen: dict[str, list[object]] = {}
 
     def __call__(self, path: Path) -> str:
-        """Return the sha256 of a file, or what else is remembered."""
+        """Return the sha256 of a file, or what else `read` computes."""
         stat = path.stat()
         key = [stat.st_size, stat.st_mtime_ns]
         known = self._seen.get(str(path)) or self._known.get(str(path))
@@ -43,14 +43,14 @@ class DigestCache:
         return digest
 
     def learn(self, path: Path, digest: str) -> None:
-        """Take over the digest of a file that was hashed while it was written."""
+        """Store the digest of a file that was hashed while it was written."""
         stat = path.stat()
         self._seen[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
 
     def save(self) -> None:
-        """Remember what was asked for since."""
+        """Write the digests of all files that were asked for, and forget the others."""
         if self._seen != self._known:
-            files.write_json(self.memory, self._seen)
+            files.write_json(self.cache, self._seen)
 
 
 def digest(product: str | Path, sha256: Callable[[Path], str] = files.sha256) -> str:

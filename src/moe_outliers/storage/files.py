@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, digests, and JSON without surprises."""
+"""Writes files atomically, so that each is whole or absent; reads and writes strict JSON."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from moe_outliers.failpoints import Failpoint, reach
 
 ATTEMPT = f"{os.getpid()}-{secrets.token_hex(4)}"
-"""Names this process in temporary file names, so that no two ever write to one file."""
+"""Part of temporary file names: no two processes ever write to one file."""
 
 PART = ".part"
 """Ending of a file that is being written."""
@@ -23,7 +23,7 @@ MAX_JSON_BYTES = 16_000_000
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file under a temporary name, and give it its own name when it is whole.
+    """Write a file under a temporary name, and rename it when it is complete.
 
     The temporary name is in the same folder, hidden, and belongs to this process alone. The file is
     synchronised to disk before it is renamed and its folder after, so that a power cut leaves the
@@ -75,10 +75,10 @@ def below(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[P
 
 
 def must_be_new(folder: Path) -> None:
-    """Refuse to write into a folder that is there already.
+    """Make sure that a folder does not exist yet.
 
     Raises:
-        ValueError: naming it.
+        ValueError: if it does; the message names it.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: name a folder that does not")
@@ -86,10 +86,10 @@ def must_be_new(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name, and give it its own name when it is whole.
+    """Fill a folder under a temporary name, and rename it when it is complete.
 
     Yields:
-        The temporary path, of a folder that is not there yet.
+        The temporary path of a folder, which the caller makes.
     """
     part = folder.with_name(f".{folder.name}.{ATTEMPT}{PART}")
     try:
@@ -145,7 +145,7 @@ def parse_json(data: bytes, name: str) -> Any:
 
 
 def printable(text: str) -> str:
-    """Replace control characters but line ends, so that no name can move a terminal's cursor."""
+    """Replace control characters but line ends, so that no text can move a terminal's cursor."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
@@ -171,7 +171,7 @@ def tree_sha256(
     Args:
         folder: the folder; hidden files below it count too.
         leave_out: file names that do not count.
-        sha256: hashes a file; a memory of digests may stand in.
+        sha256: hashes a file; a cache of digests may stand in.
     """
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out)

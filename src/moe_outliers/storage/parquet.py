@@ -1,4 +1,4 @@
-"""Tables on disk: parquet with page checksums, written whole, read with its schema checked."""
+"""Reads and writes tables as parquet files with page checksums and checked schemas."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from moe_outliers.storage import files
 
 
 def schema(**columns: tuple[pa.DataType, str]) -> pa.Schema:
-    """Describe the columns of a table: each its type and its meaning, which goes into the file.
+    """Define the columns of a table, each with its type and its meaning, which is stored with it.
 
     Args:
         columns: by name, in order.
@@ -32,7 +32,7 @@ def table(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
 
     Args:
         schema: its columns.
-        columns: values by name, all of one length; a single value stands in every row.
+        columns: values by name, all of one length; a single value is repeated in every row.
 
     Raises:
         ValueError: if a column is missing or unknown, or the lengths differ.
@@ -63,8 +63,8 @@ def of_rows(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], **same: Any) -
 
     Args:
         schema: its columns.
-        rows: values by name, one mapping a row; further names are left out.
-        same: columns that have one value in all rows.
+        rows: values by name, one mapping a row; unknown names are ignored.
+        same: columns with the same value in all rows.
     """
     names = [name for name in schema.names if name not in same]
     columns = {name: [row[name] for row in rows] for name in names}

@@ -88,7 +88,7 @@ class Pair(NamedTuple):
 
 
 def identity(row: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Say what all receipts of a model must agree with: its checkpoint and the settings.
+    """Return what all receipts of a model must agree with: its checkpoint and the settings.
 
     Args:
         row: the model's row of the table.
@@ -155,7 +155,7 @@ def fault(
     expected: Expected,
     sha256: Callable[[Path], str] = files.sha256,
 ) -> str | None:
-    """Say what is wrong with a pair.
+    """Return what is wrong with a pair.
 
     Args:
         statistics: the statistics file; it is hashed, never parsed.
@@ -189,7 +189,7 @@ def _damage(statistics: Path, found: Receipt, sha256: Callable[[Path], str]) -> 
 
 
 def mismatch(found: Receipt, expected: Expected) -> str | None:
-    """Say in what a receipt differs from what it must say, or None."""
+    """Return in what a receipt differs from what is expected, or None."""
     for name in ("model", "repo", "revision", "batch", "sequences"):
         wanted, got = getattr(expected, name), getattr(found, name)
         if wanted != got:
@@ -213,7 +213,7 @@ def batches(sequences: int, batch_size: int) -> list[str]:
 
 
 def expectations(model: str, identity: dict[str, Any]) -> list[Expected]:
-    """Say what the receipts of a model's batches must say, in order of the batches.
+    """Return what the receipts of a model's batches must say, in order of the batches.
 
     Args:
         model: slug of the model.
@@ -230,7 +230,7 @@ def expectations(model: str, identity: dict[str, Any]) -> list[Expected]:
 
 
 def pairs(model: str, identity: dict[str, Any], statistics: str, receipt: str) -> list[Pair]:
-    """Name the pairs of a model.
+    """Return the pairs of a model.
 
     Args:
         model: slug of the model.

@@ -1,7 +1,7 @@
-"""The statistics file: its variables, and how it is written and read.
+"""The statistics file: its variables, writing and reading.
 
-One netCDF-4 file holds the statistics of one batch of sequences of one model. VARIABLES is its
-contract: what the extraction fills in, what `verify` checks and what docs/statistics-file.md says.
+One netCDF-4 file holds the statistics of one batch of sequences of one model. VARIABLES defines it:
+the extraction fills them in, `verify` checks them, and docs/statistics-file.md lists them.
 """
 
 import warnings
@@ -179,7 +179,7 @@ def assemble(
     coordinates: Mapping[str, Any],
     attributes: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Put the variables of a batch into a dataset, each with its axes and type.
+    """Make a dataset of the variables of a batch, each with its axes and type.
 
     Raises:
         ValueError: if a variable is missing or unknown, or a count does not fit its type.
@@ -239,7 +239,7 @@ def read_all(
     variables: Collection[str] | None = None,
     order: Sequence[int] | None = None,
 ) -> xr.Dataset:
-    """Read the batches of one model as one dataset; no second copy is in memory beside it.
+    """Read the batches of one model as one dataset, without a second copy in memory.
 
     Args:
         paths: the files, in any order.
@@ -269,7 +269,7 @@ def read_all(
 def _merge(
     name: str, variable: xr.Variable, batches: list[h5py.File], rows: list[list[int]]
 ) -> xr.Variable:
-    """Merge one variable of all batches, each sequence in its row; the rest must be the same."""
+    """Merge a variable of all batches by sequence; one without that axis must be equal in all."""
     if "sequence" not in variable.dims:
         if any(not np.array_equal(batch[name], batches[0][name]) for batch in batches):
             raise ValueError(f"{name} is not the same in all")
@@ -285,7 +285,7 @@ def _merge(
 
 @contextmanager
 def _failing(name: str | Path) -> Iterator[None]:
-    """Turn what the libraries raise on a damaged file into a ValueError that names it."""
+    """Turn the errors of libraries on a damaged file into a ValueError that names it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

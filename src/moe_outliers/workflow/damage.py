@@ -1,4 +1,4 @@
-"""What is damaged among the results: every check of a file at rest, with a cache of digests."""
+"""Finds damaged results: checks statistics files against receipts, all others against digests."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from moe_outliers.workflow import paths
 
 
 def token_ids(tokens: Path) -> str:
-    """Return the digests of the token ids of each sequence, spaces between; none if damaged."""
+    """Return the digests of each sequence's token ids, separated by spaces; empty if damaged."""
     from moe_outliers import tokenization
     from moe_outliers.storage import parquet
 
@@ -36,15 +36,15 @@ def pair_faults(
     Args:
         pairs: the batches.
         sha256: hashes a file; a cache of digests may stand in.
-        ids: as `token_ids` returns them; what they lack is not compared.
+        ids: as `token_ids` returns them; sequences that they lack are not compared.
 
     Returns:
-        The reason by path of the statistics file, for each invalid pair that is there at least in
-        part; a pair of which nothing is there is missing, not invalid. Where batches were made with
-        several sets of versions, dtypes or checkpoints, all but the largest set are invalid.
+        The reason by path of the statistics file, for each invalid pair of which at least one file
+        exists; without either it is missing, not invalid. If batches were made with different
+        versions, dtypes or checkpoints, all but the largest group are invalid.
     """
     faults: dict[Path, str] = {}
-    made: dict[Path, str] = {}
+    origins: dict[Path, str] = {}
     known = dict(enumerate(ids.split()))
     for statistics, receipt, expected in pairs:
         if not statistics.exists() and not receipt.exists():
@@ -55,10 +55,10 @@ def pair_faults(
         if fault := receipts.fault(statistics, receipt, wanted, sha256):
             faults[statistics] = fault
         else:
-            made[statistics] = _origin(receipts.read(receipt))
-    if len(set(made.values())) > 1:
-        usual = Counter(made.values()).most_common(1)[0][0]
-        for statistics, origin in made.items():
+            origins[statistics] = _origin(receipts.read(receipt))
+    if len(set(origins.values())) > 1:
+        usual = Counter(origins.values()).most_common(1)[0][0]
+        for statistics, origin in origins.items():
             if origin != usual:
                 faults[statistics] = f"made with {origin}, the other batches with {usual}"
     return faults
@@ -79,8 +79,8 @@ def model_faults(
         ids: `token_ids`, or a cache of it.
 
     Returns:
-        The reason by path of the statistics file, as `pair_faults`, and of a verdict on batches of
-        which nothing is left.
+        The reason by path of the statistics file, as `pair_faults`; and of the verdict, if a batch
+        that it judges is missing.
     """
     tokens, verdict = (Path(p.format(model=model)) for p in (paths.TOKENS, paths.VERDICT))
     known = tokens.is_file() and not product_fault(tokens, sha256)
@@ -92,7 +92,7 @@ def model_faults(
 
 
 def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
-    """Say what is wrong with a product of a rule, by its recorded digest; None if nothing is."""
+    """Compare a product of a rule with its recorded digest; return what is wrong, or None."""
     record = paths.record_of(product)
     if not record.is_file():
         return "its digest was never recorded"
@@ -109,10 +109,10 @@ def product_fault(product: Path, sha256: Callable[[Path], str]) -> str | None:
 
 
 def refuse_damaged(directory: Path, products: Iterable[str]) -> None:
-    """Make sure that products are there and are what their rules wrote.
+    """Make sure that products exist and are as their rules wrote them.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: if one does not; the message names the first.
     """
     with chdir(directory):
         hashes = DigestCache(paths.DIGEST_CACHE)

@@ -1,7 +1,7 @@
-"""One owner a folder: a lock that dies with its process, in a file that says who holds it.
+"""Locks a folder: one process at a time builds results in it, or checks them.
 
-Who builds results signs the file and keeps the lock to its end; who only looks at them does not
-sign, and is soon done: it is waited for.
+The operating system releases the lock when its process ends, however it ends. A build writes its
+name into the lock file; a reader does not, and we wait for it, since it is done within seconds.
 """
 
 import fcntl
@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import TextIO
 
 LOOK_S = 0.1
-"""How often a lock is tried whose holder has not signed; time enough to sign."""
+"""Seconds between two attempts to take a lock: enough for a build to write its name."""
 
 QUIET_S = 2.0
-"""After that long, the wait is said."""
+"""Seconds after which a message tells of the wait."""
 
 
 def claim(path: Path, say: Callable[[str], None]) -> tuple[TextIO | None, str]:
-    """Take the lock, unless someone holds it who has signed.
+    """Take the lock, unless a build holds it.
 
     Args:
-        path: the file.
-        say: takes a line if this has to wait.
+        path: the lock file.
+        say: prints a line, if this has to wait.
 
     Returns:
-        The open file, which holds the lock until it is closed or its process ends, however it ends;
-        or None. And who holds it, or has signed it since it was last taken; empty if nobody.
+        The open file, which holds the lock until it is closed or the process ends; None if a build
+        holds it. And the name of that build, or of one that has ended since the lock was last
+        taken; empty if there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -50,9 +51,9 @@ def claim(path: Path, say: Callable[[str], None]) -> tuple[TextIO | None, str]:
 
 
 def unwritable(*folders: Path) -> Path | None:
-    """Name a folder in which nothing can be written: one of these, or below them; None if none is.
+    """Return the first folder, of these and those below them, that cannot be written to, or None.
 
-    Of a folder that is not there yet the nearest one above it is looked at.
+    Of a folder that does not exist yet the nearest existing one above it counts.
     """
     for top in folders:
         there = next(p for p in (top, *top.absolute().parents) if p.exists())
@@ -63,7 +64,7 @@ def unwritable(*folders: Path) -> Path | None:
 
 
 def sign(file: TextIO) -> None:
-    """Write into a claimed file who holds it: process, host, since when."""
+    """Write the name of this build into a lock file that it holds: process, host, since when."""
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
     file.flush()

@@ -1,14 +1,14 @@
-"""Where everything of a sweep lies, as seen from its directory.
+"""The paths of all results of a sweep, relative to its directory.
 
-A rule spells the paths of what it makes, for that is what one reads a rule for; a test holds that
-they are those given here. Everything else takes them from here.
+Rules spell the paths of their inputs and outputs, since these are what one reads a rule for; a test
+compares them with those here. All other code takes the paths from here.
 """
 
 from pathlib import Path
 
 RESULTS = Path("results")
 DIGESTS = RESULTS / ".digests"
-"""Recorded digests: one JSON file a product, at the product's own path below."""
+"""The recorded digest of each product: a JSON file at the product's path below this folder."""
 
 TEXTS = "results/texts.parquet"
 TOKENS = "results/tokens/{model}.parquet"
@@ -36,7 +36,7 @@ LEDGER = ".snakemake/runpod/ledger.jsonl"
 
 STATE = Path(".snakemake/moe-outliers")
 OWNER = STATE / "owner"
-"""Says which process builds results here, and is locked by it."""
+"""The lock file: it names the process that builds results here."""
 
 DIGEST_CACHE = STATE / "hashes.json"
 IDS_CACHE = STATE / "ids.json"

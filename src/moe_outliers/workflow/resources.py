@@ -1,4 +1,4 @@
-"""What a machine must have to measure a model: computed from its row of the table, never typed."""
+"""What a machine needs to measure a model, computed from its row of the table of models."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ DISK_GB = 20
 """Disk beside the checkpoint: Python packages, results."""
 
 SHARDS_GB = 40
-"""Disk for shards of the checkpoint: they are dropped after use, so more is not needed."""
+"""Disk for shards of the checkpoint; they are dropped after use, so more is not needed."""
 
 MEMORY_GB = 16
-"""Host memory: the weights only pass through it."""
+"""Host memory; the weights only pass through it."""
 
 
 def needs(row: dict[str, Any]) -> dict[str, int | str]:
@@ -24,7 +24,7 @@ def needs(row: dict[str, Any]) -> dict[str, int | str]:
 
     Returns:
         vram_gb (two layers in bfloat16, and the overhead), gpus, disk_gb, min_memory_gb,
-        download_gb, and hub (what is asked of the model hub, as REPOSITORY@REVISION, or empty).
+        download_gb, and hub (the repository to download, as REPOSITORY@REVISION, or empty).
     """
     local = row["revision"] == "local"
     layer_gb = 2 * row["params_b"] / row["layers"]

@@ -1,4 +1,4 @@
-"""What every rule's script shares: its log, its error message, and the digests of what it wrote."""
+"""Runs the script of a rule: log, error message, and the digests of what it wrote."""
 
 import errno
 import logging
@@ -18,10 +18,10 @@ from moe_outliers.storage import digests, files
 from moe_outliers.workflow import paths
 
 CONTROLLER = "MOE_OUTLIERS_CONTROLLER"
-"""The variable that holds the process id of the Snakemake process that starts the scripts."""
+"""Environment variable with the process id of Snakemake, which starts the scripts."""
 
 ORPHANED_S = 0.2
-"""How often a script looks whether the program that started it still lives."""
+"""Seconds between two looks whether Snakemake still runs."""
 
 
 def run(main: Callable[[Any], None], job: Any, *, record_digests: bool = True) -> None:
@@ -29,8 +29,8 @@ def run(main: Callable[[Any], None], job: Any, *, record_digests: bool = True) -
 
     Log records go to the rule's log, the traceback of a failure too; on the terminal a failure is
     one message. After success the digest of every output is recorded, so that a later run can tell
-    a file that was damaged since. If the controller is killed, this process ends too: it must not
-    write into the files of the run that comes next.
+    a file that was damaged since. If Snakemake is killed, this process ends too: it must not write
+    into the files of the next run.
 
     Args:
         main: takes the job and writes its outputs.
@@ -57,7 +57,7 @@ def run(main: Callable[[Any], None], job: Any, *, record_digests: bool = True) -
 
 
 def said(error: Exception) -> str:
-    """Say what an exception says; if a disk is full, with the fix."""
+    """Format an exception for the user; add the fix if the disk is full."""
     told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     if os.strerror(errno.ENOSPC) in told:
         told += "\na disk is full: free some and run the same command again; nothing is lost"
@@ -65,21 +65,21 @@ def said(error: Exception) -> str:
 
 
 class _Printable(logging.Formatter):
-    """Writes a log that is safe to show: names in it may come from anywhere."""
+    """Replaces control characters, so that a name in the log cannot move a terminal's cursor."""
 
     def format(self, record: logging.LogRecord) -> str:
         return files.printable(super().format(record))
 
 
 def announce() -> None:
-    """Tell all processes that this one starts that it is their controller."""
+    """Tell all processes that this one starts that it is Snakemake, which they must not outlive."""
     os.environ[CONTROLLER] = str(os.getpid())
 
 
 def end_with_controller() -> None:
-    """Watch the process that has announced itself, and end this one when it is gone.
+    """Watch the process that `announce` named, and end this one when it is gone.
 
-    A parent would not do: whoever is orphaned before it looks has another one.
+    The parent process would not do: a script that is orphaned before it looks has another one.
     """
     pid = int(os.environ.get(CONTROLLER, "0"))
     if not pid:
@@ -96,6 +96,6 @@ def end_with_controller() -> None:
 
 
 def record(product: str | Path) -> None:
-    """Write down the digest of a product of a rule, beside the results."""
+    """Record the digest of a product of a rule, below results/.digests."""
     entry = {"path": str(product), "sha256": digests.digest(product)}
     files.write_json(paths.record_of(product), entry)

@@ -1,4 +1,4 @@
-"""The settings of a sweep and the table of models, checked with errors that name the fix."""
+"""Checks the settings of a sweep and the table of models, with errors that name the fix."""
 
 import csv
 import difflib
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def check(config: Mapping[str, Any], schemas: Path) -> None:
-    """Check the settings against their schema, and the conditions that a schema cannot say.
+    """Check the settings against their schema, and for conditions that a schema cannot express.
 
     Args:
         config: the settings, merged from all files and the command line.
@@ -73,7 +73,7 @@ def read_table(path: Path, schemas: Path) -> dict[str, Row]:
 
 
 def select(chosen: Any, table: Mapping[str, Row], path: Path) -> dict[str, Row]:
-    """Pick models of the table.
+    """Select models of the table.
 
     Args:
         chosen: slugs or numbers, as a list or separated by commas, or `all`. A number may come as
@@ -118,12 +118,12 @@ def models(config: Mapping[str, Any], path: Path, schemas: Path) -> dict[str, Ro
 
 
 def shape(row: Row) -> dict[str, int]:
-    """Return what a row says of the model's shape, for `verify` to check against the checkpoint."""
+    """Return the model's shape as its row gives it, for `verify` to compare with the checkpoint."""
     return {name: row[name] for name in ("layers", "width", "experts", "top_k")}
 
 
 def local_files(row: Row, here: Callable[[str], str], pattern: str) -> list[str]:
-    """Name files of a model's checkpoint, if it lies in a folder; none if it is on the hub.
+    """List files of a model's checkpoint if it is a local folder; none if it is on the hub.
 
     Args:
         row: the model's row.
@@ -139,7 +139,7 @@ def local_files(row: Row, here: Callable[[str], str], pattern: str) -> list[str]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return a hint that names what was probably meant, or what there is."""
+    """Return a hint: the most similar name, or all names."""
     names = list(names)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
@@ -173,7 +173,7 @@ def _depth(error: jsonschema.ValidationError) -> int:
 
 
 def _explain(error: jsonschema.ValidationError) -> str:
-    """Say in one line which key is at fault, what stands there and what should."""
+    """Say in one line which key is wrong, its value and what it should be."""
     place = ".".join(str(part) for part in error.absolute_path)
     schema: Any = error.schema
     if error.validator == "additionalProperties":

@@ -1,4 +1,4 @@
-"""A sweep as seen from outside of Snakemake: settings, models, and where the files are."""
+"""A sweep without Snakemake: its settings, models and files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Sweep:
     Attributes:
         workflow: the folder of the Snakefile.
         directory: the folder in which results/ lies.
-        overlays: settings files that lie over config/config.yaml, in order.
+        overlays: settings files that override config/config.yaml, in order.
         config: all settings, merged.
         models: the rows of the selected models by slug.
     """
@@ -40,7 +40,7 @@ def load(directory: Path, overlays: Sequence[Path], workflow: Path | None = None
 
     Args:
         directory: the folder in which results/ lies.
-        overlays: settings files that lie over config/config.yaml, in order.
+        overlays: settings files that override config/config.yaml, in order.
         workflow: the folder of the Snakefile; None: this folder or the nearest above it.
 
     Raises:
@@ -83,7 +83,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay settings over others, key by key, as Snakemake does."""
+    """Override settings by others, key by key, as Snakemake does."""
     merged = dict(below)
     for key, value in above.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -1,4 +1,4 @@
-"""A research object of a finished sweep: an RO-Crate of inputs, program, parameters and outputs.
+"""Exports a finished sweep as an RO-Crate: inputs, program, parameters and outputs.
 
 Source: RO-Crate 1.1; Workflow Run RO-Crate, profile Process Run Crate 0.5
 (https://w3id.org/ro/wfrun/process/0.5).
@@ -80,7 +80,7 @@ def write(sweep: Sweep, folder: Path) -> int:
 
 
 def _refuse_unfinished(sweep: Sweep) -> None:
-    """Make sure that every result is there and is what its rule wrote."""
+    """Make sure that every result exists and is as its rule wrote it."""
     steps = [path.format(model=model) for model in sweep.models for path in paths.STEPS.values()]
     damage.refuse_damaged(sweep.directory, [*steps, *paths.SHARED.values()])
     with chdir(sweep.directory):
@@ -96,7 +96,7 @@ def _refuse_unfinished(sweep: Sweep) -> None:
 def _action(
     crate: ROCrate, sweep: Sweep, inputs: list[Any], outputs: list[Any], newest: float
 ) -> None:
-    """Describe the run: what it used, with which parameters, and what came of it."""
+    """Describe the run: inputs, parameters, software and outputs."""
     tool = ContextEntity(
         crate,
         "#moe-outliers",
@@ -136,7 +136,7 @@ def _action(
 
 
 def _software(crate: ROCrate, sweep: Sweep) -> Iterator[Any]:
-    """Name the libraries: those here, and those that the receipts of the sweep name."""
+    """Yield the software: Snakemake here, and what the receipts of the sweep name."""
     used = {("snakemake", importlib.metadata.version("snakemake"))}
     for model in sweep.models:
         for pair in sweep.pairs(model):
@@ -162,7 +162,7 @@ def _file(crate: ROCrate, path: Path, name: Path | str) -> Any:
 
 
 def _results(sweep: Sweep) -> Iterator[Path]:
-    """Name the results: what a rule has recorded the digest of, and the batches; nothing else."""
+    """Yield the results: files with a recorded digest, and the batches; nothing else."""
     batches = {path for model in sweep.models for pair in sweep.pairs(model) for path in pair[:2]}
     for path in sorted((sweep.directory / paths.RESULTS).rglob("*.*")):
         name = path.relative_to(sweep.directory)

@@ -1,7 +1,7 @@
-"""A data set of a finished sweep in the form of the Hugging Face hub: tables, and a card.
+"""Exports a finished sweep as a data set of the Hugging Face hub: tables, and a card.
 
-Only the tables that this program makes go into it: a file that it does not know is refused, so that
-nothing is published by accident.
+Only tables of this program are exported. It refuses a folder with any other file, so that nothing
+is published by accident.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from moe_outliers.workflow.sweep import Sweep
 
 ALLOWED = {f"{name}.{kind}" for name in TABLES for kind in ("parquet", "csv")}
 ALLOWED |= {"summary.json", "answer.rst"}
-"""What may lie in results/tables; parquet files and summary.json are exported."""
+"""Files that results/tables may hold; parquet files and summary.json are exported."""
 
 
 def write(sweep: Sweep, folder: Path) -> int:
@@ -34,8 +34,8 @@ def write(sweep: Sweep, folder: Path) -> int:
         How many files it holds.
 
     Raises:
-        ValueError: if the folder exists, a table is missing or damaged, or a file is none of this
-            program's.
+        ValueError: if the folder exists, a table is missing or damaged, or there is an unknown
+            file.
     """
     files.must_be_new(folder)
     tables = (sweep.directory / paths.SUMMARY).parent

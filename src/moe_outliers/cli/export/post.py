@@ -1,4 +1,4 @@
-"""A post about a finished sweep: Markdown with its figures, in the sentences of the report."""
+"""Exports a finished sweep as a post: Markdown with its figures, in the sentences of the report."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
 OPENING = "features_by_site"
-"""The figure that stands above everything."""
+"""The first figure of the post."""
 
 
 def write(sweep: Sweep, folder: Path) -> int:
@@ -99,5 +99,5 @@ def _figure(name: str, words: Mapping[str, str]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Take from a line what Markdown would read as markup."""
+    """Escape what Markdown would read as markup."""
     return "".join(f"\\{c}" if c in "*_<" else c for c in text)

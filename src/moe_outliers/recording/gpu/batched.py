@@ -1,8 +1,8 @@
-"""The reduction by GPU kernels, of several sequences together.
+"""Reduces the activations of several sequences together, by Triton kernels.
 
-One sequence's activations are too few to keep a large GPU busy. So what the hooks see is held, for
-a bounded number of bytes, and reduced together; the numbers of a sequence do not depend on what is
-held with it. Imports Triton.
+One sequence's activations are too few to keep a large GPU busy. So activations are held until they
+take HELD_BYTES, and are then reduced together; the numbers of a sequence do not depend on which
+others are held with it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ from moe_outliers.recording.sites import Family
 
 @dataclass
 class Held:
-    """Activations of one kind that are reduced together.
+    """Activations that are reduced together.
 
     Attributes:
-        fixed: what is the same for all of them.
-        rows: of each sequence, or row of a micro-batch, its number and its tensors.
+        fixed: arguments of the reduction that are the same for all of them.
+        rows: number of each sequence (in a capture: row of the micro-batch), and its tensors.
     """
 
     fixed: tuple[Any, ...]
@@ -33,11 +33,11 @@ class Held:
 
 
 Key = tuple[str, int, str]
-"""Scope and number of what is kept, and what kind of activations it is made from."""
+"""Scope and number of the statistics, and the kind of activations that they are made from."""
 
 
 class BatchedReducer:
-    """Holds activations, and reduces those of several sequences together by kernels."""
+    """Holds activations, and reduces those of several sequences together."""
 
     def __init__(
         self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
@@ -47,17 +47,17 @@ class BatchedReducer:
         self._compiled = False
         self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
         self._held: dict[Key, Held] = {}
-        self._aside: dict[Key, Held] | None = None
+        self._captured: dict[Key, Held] | None = None
         self._bytes = 0
-        here = delimiter.device
-        self._here: Any = torch.cuda.device(here) if here.type == "cuda" else nullcontext()
+        device = delimiter.device
+        self._on_device: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def site(
         self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
     ) -> None:
-        """Take the output of a norm."""
+        """Hold the output of a norm."""
         if not self._compiled:
-            with self._here:
+            with self._on_device:
                 how = {"layer_norm": self._family.layer_norm}
                 launch.compile_all(h, self._delimiter[:1], self._alphas, **how)
             self._compiled = True
@@ -65,67 +65,68 @@ class BatchedReducer:
         self._hold(("site", number, "norm"), sequence, (x.contiguous(), h.contiguous()), fixed)
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
-        """Take the output of a block."""
+        """Hold the output of a block."""
         self._hold(("block", number, "residual"), sequence, (h.contiguous(),), ())
 
     def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
-        """Take what a router returned."""
+        """Hold what a router returned."""
         self._hold(("moe", number, "router"), sequence, routing, (bias,))
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
-        """Reduce the experts at once: their outputs are too large to be held."""
-        with self._here:
+        """Reduce the outputs of the experts at once: they are too large to be held."""
+        with self._on_device:
             return launch.experts(picks, count, sequences)
 
     def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
-        """Take what the experts wrote at most."""
+        """Hold each expert's largest output, and the whole MLP's output there."""
         key, fixed = ("moe", number, "experts"), (tuple(found),)
         self._hold(key, sequence, (*found.values(), total), fixed)
 
     def flush(self) -> None:
-        """Reduce all that is held; what memory did not suffice for stays held, for another try."""
+        """Reduce all that is held; if memory runs out, the rest stays held for another try."""
         for key, held in list(self._held.items()):
             sequences, rows = zip(*held.rows, strict=True)
             parts = list(zip(*rows, strict=True))
-            with self._here:
+            with self._on_device:
                 values = self._reduce(key[2], held.fixed, sequences, parts)
             self._keep(key[0], key[1], sequences, values)
             del self._held[key]
         self._bytes = 0
 
     @contextmanager
-    def aside(self) -> Iterator[dict[Key, Held]]:
-        """Put aside what is taken meanwhile, by the row of the micro-batch: see `again`."""
-        self._aside = {}
+    def capturing(self) -> Iterator[dict[Key, Held]]:
+        """While a CUDA graph is captured, record which tensors the hooks saw, row by row."""
+        self._captured = {}
         try:
-            yield self._aside
+            yield self._captured
         finally:
-            self._aside = None
+            self._captured = None
 
-    def again(
-        self, aside: dict[Key, Held], sequences: Sequence[int], copy: Callable[[Tensor], Tensor]
+    def replayed(
+        self, captured: dict[Key, Held], sequences: Sequence[int], copy: Callable[[Tensor], Tensor]
     ) -> None:
-        """Take what was put aside once more, with what is there now, for other sequences.
+        """After a replay, hold the recorded tensors' new contents, as those of these sequences.
 
         Args:
-            aside: as `aside` gave it.
+            captured: as `capturing` gave it.
             sequences: of the rows.
-            copy: brings a tensor to a place where it stays.
+            copy: copies a tensor to memory that the next replay does not overwrite.
         """
-        for key, held in aside.items():
+        for key, held in captured.items():
             for row, tensors in held.rows:
                 self._hold(key, sequences[row], tuple(map(copy, tensors)), held.fixed)
 
     def _hold(
         self, key: Key, sequence: int, tensors: tuple[Tensor, ...], fixed: tuple[Any, ...]
     ) -> None:
-        held = self._held if self._aside is None else self._aside
+        held = self._held if self._captured is None else self._captured
         if key not in held:
-            if key[2] == "router" and self._aside is None:  # the next layer takes the bias' place
+            # The next layer's parameters will lie where the router's bias lies now.
+            if key[2] == "router" and self._captured is None:
                 fixed = tuple(None if bias is None else bias.clone() for bias in fixed)
             held[key] = Held(fixed)
         held[key].rows.append((sequence, tensors))
-        if self._aside is None:
+        if self._captured is None:
             self._bytes += sum(tensor.nbytes for tensor in tensors)
             if self._bytes >= reducer.HELD_BYTES:
                 self.flush()

@@ -35,7 +35,11 @@ def residual_rows(
     WIDE: tl.constexpr,
     H: tl.constexpr,
 ):
-    """Find each position's largest value and its lower median, by the bits of its float32."""
+    """Find each position's largest value and its lower median.
+
+    The bits of float32 that are not negative ascend with the numbers: the median is built bit by
+    bit, from the highest, by counting how many values lie below.
+    """
     position, sequence = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, WIDE)
     there = columns < width
@@ -61,7 +65,11 @@ def residual_columns(
     WIDE: tl.constexpr,
     H: tl.constexpr,
 ):
-    """Find each feature's largest value over some positions, and the first that has it."""
+    """Find each feature's largest value over some positions, and the first that has it.
+
+    One integer holds both: the bits of the value, and below them the position counted backwards, so
+    that the maximum is the first position on ties.
+    """
     block, sequence = tl.program_id(1), tl.program_id(2)
     columns = tl.program_id(0) * WIDE + tl.arange(0, WIDE)[None, :]
     start = tl.load(hs + sequence).to(tl.pointer_type(H))

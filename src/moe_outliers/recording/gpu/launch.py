@@ -1,7 +1,6 @@
-"""The reduction of several sequences at once, by the kernels: as `reduction`, with an axis more.
+"""Launches the Triton kernels; same results as `reduction`, with a leading sequence axis.
 
-The results have the names of the variables; their first axis is the sequence. `site_kernels` says
-what is equal to `reduction` bit for bit.
+`site_kernels` says which of them are equal to `reduction` bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ _LONG = 1024
 
 
 def kinds(delimiter: Tensor) -> Tensor:
-    """Name the type of each position: (sequence, position), int8: first, delimiter or other."""
+    """Return the type of each position, (sequence, position), int8: first, delimiter or other."""
     kind = torch.where(delimiter, site_kernels.DELIMITER.value, site_kernels.OTHER.value)
     kind[:, 0] = 0
     return kind.to(torch.int8)
@@ -42,9 +41,9 @@ def sites(
 
     Args:
         xs: for each sequence, (position, feature): the norm's output.
-        hs: for each, what the norm read.
+        hs: for each, the norm's input.
         kinds: (sequence, position), as `kinds` returns it, of these sequences.
-        hits: for each, (position, feature), bool: where its union's hits are added.
+        hits: for each, (position, feature), bool: its outlier positions are added there.
         alphas: thresholds, ascending, float32; at most fourteen.
         eps: the norm's epsilon.
         layer_norm: LayerNorm instead of RMSNorm.
@@ -78,7 +77,7 @@ def sites(
 
 
 class _Sites:
-    """The outputs of one norm for several sequences, on their way through the kernels.
+    """The outputs of one norm for several sequences, and what the kernels have made of them.
 
     Attributes:
         firsts: (sequence, feature), x at position 0.
@@ -108,7 +107,7 @@ class _Sites:
         self._wide |= {"enable_fp_fusion": False}  # the reference rounds each product
 
     def reduce_rows(self, eps: float, layer_norm: bool) -> None:
-        """Reduce over features: fill everything but two int8 errors."""
+        """Reduce over features: all sums of a position but two int8 errors, which need all of x."""
         count, positions, width = self._shape
         site_kernels.site_rows[positions, count](
             self._x_table, self._h_table, self._norms, self._sums, self.firsts, self.peaks,
@@ -134,7 +133,7 @@ class _Sites:
         return torch.split(total, [len(alphas), 1, 1, len(alphas)], 1), extremes.amax(1)
 
     def add_rows(self, outliers: Tensor) -> Tensor:
-        """Make the int8 errors that need all of a sequence; add over positions."""
+        """Compute the int8 errors that need all of a sequence; add all sums over positions."""
         count, positions, width = self._shape
         site_kernels.site_int8[positions, count](
             self._x_table, self._sums, self.peaks.amax(1), outliers, positions, width,
@@ -144,7 +143,7 @@ class _Sites:
 
 
 def compile_all(h: Tensor, delimiter: Tensor, alphas: Tensor, *, layer_norm: bool) -> None:
-    """Compile every kernel for activations of this shape and type, side by side.
+    """Compile every kernel for activations of this shape and type, in parallel.
 
     Args:
         h: (position, feature), any numbers.
@@ -204,7 +203,7 @@ def residuals(hs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
-    """Find what each expert writes at most in each sequence: as `Reducer.experts`.
+    """Find each expert's largest output in each sequence, as `Reducer.experts`.
 
     Args:
         picks: the `reducer.Picks` of all sequences.
@@ -254,7 +253,7 @@ def routers(
 
 
 def _add(sums: Tensor) -> Tensor:
-    """Add over positions, (sequence, position, column), float64, in an order of its own."""
+    """Add (sequence, position, column), float64, over positions, always in the same order."""
     count, positions, columns = sums.shape
     out = torch.empty((count, columns), dtype=torch.float64, device=sums.device)
     block_kernels.add_positions[columns, count](sums, out, columns, positions, LONG=_LONG)

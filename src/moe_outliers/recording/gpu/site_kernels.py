@@ -25,7 +25,7 @@ OTHER = tl.constexpr(2)
 @triton.jit
 def _round_half_even(x):
     """Round float32 of a magnitude below 2^22."""
-    shift = 12582912.0  # 1.5 * 2^23: the next float32 apart are 1
+    shift = 12582912.0  # 1.5 * 2^23: float32 there lie 1 apart, so the sum is rounded to integers
     return (x + shift) - shift
 
 
@@ -74,9 +74,9 @@ def site_rows(
     xs, hs, norms, sums, firsts, peaks, features, positions, width, eps,
     CENTRED: tl.constexpr, WIDE: tl.constexpr, X: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
-    """Reduce each position of a norm's output over its features, and what the norm divides by.
+    """Reduce each position of a norm's output over its features; store the norm's mean and scale.
 
-    What can be reduced at once is: a reduction costs more than the arithmetic of a row.
+    Eight quantities are reduced in one pass: a reduction costs more than the arithmetic of a row.
     """
     position, sequence = tl.program_id(0), tl.program_id(1)
     place = sequence * positions + position
@@ -146,7 +146,10 @@ def _one_each(one, ALPHAS: tl.constexpr):
 
 @triton.jit
 def _counters(size, alphas, ones, ALPHAS: tl.constexpr):
-    """Return a word with 1 in the counter of each threshold that is reached."""
+    """Return a word with 1 in the counter of each threshold that is reached.
+
+    Thresholds ascend, so that those reached are the lowest counters of the word: a mask is enough.
+    """
     reached = tl.zeros_like(ones)
     for k in tl.static_range(ALPHAS):
         reached += (size >= tl.load(alphas + k)).to(tl.int64)

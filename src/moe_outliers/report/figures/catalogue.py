@@ -1,4 +1,4 @@
-"""Which figures there are, what each shows, and from which tables. Imports nothing heavy."""
+"""All figures: title, caption, and the tables that each is drawn from. Imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ class Entry:
     """One figure.
 
     Attributes:
-        title: what stands above it.
+        title: its heading.
         caption: what it shows and how to read it, in reStructuredText.
         tables: the tables that it is drawn from, by name.
         module: where its function is, in this package; the function has the figure's name.
-        section: where it stands in the report.
-        of_models: whether it shows models; then every selected one is in it, or named as missing.
+        section: its section of the report.
+        of_models: whether it shows models; then each is drawn, or named as not shown.
     """
 
     title: str

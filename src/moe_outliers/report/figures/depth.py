@@ -1,4 +1,4 @@
-"""Figures along the depth of a model: features, residual stream, magnitude, kurtosis, rounding."""
+"""Figures over the depth of a model: features, residual stream, magnitude, kurtosis, rounding."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from moe_outliers.storage.statistics_file import SCHEMES
 GAUSSIAN_KURTOSIS = 3.0
 USUAL = 0.5
 WHERE = {"first": "o", "delimiter": "x"}
-"""Marks of blocks whose largest value usually is at position 0, or at a delimiter."""
+"""Marks of blocks whose largest value is at position 0, or at a delimiter, in most sequences."""
 
 FEWEST_ROWS = 4
-"""Rows of a panel of few features: their height says nothing."""
+"""Rows of a panel at least, so that those of few features are not drawn taller."""
 
 
 def features_by_site(tables: Tables) -> Drawn:
@@ -177,7 +177,7 @@ def rounding(tables: Tables) -> Drawn:
 
 
 def _by(intervals: Any, model: str, metric: str, along: str) -> Any:
-    """Pick one metric of one model along the depth."""
+    """Return one metric of one model over the depth."""
     rows = intervals[(intervals["model"] == model) & (intervals["metric"] == metric)]
     return rows.dropna(subset=along).sort_values(along)
 

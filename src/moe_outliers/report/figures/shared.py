@@ -1,4 +1,4 @@
-"""What the functions of all figures take and give, and the numbers that several of them draw."""
+"""The types of all functions that draw a figure, and the numbers that several of them draw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +24,6 @@ def whole(intervals: Any, metric: str, basis: str | None = FIRES) -> Any:
 
 
 def listed(numbers: Any, shown: Any) -> str:
-    """Say numbers with their intervals, a model after the other."""
+    """List the number of each model with its interval, as text."""
     rows = [(m, r) for m, r in numbers.iterrows() if m in set(shown)]
     return "; ".join(f"{m} {r['estimate']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for m, r in rows)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, marks, axes, and files that are the same every time."""
+"""The style of all figures: colours, marks, axes, and files that are the same every time."""
 
 import io
 import textwrap
@@ -55,7 +55,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn, in every figure."""
+    """Colour, mark and line of a model in every figure."""
 
     colour: str
     mark: str
@@ -63,7 +63,7 @@ class Look:
 
 
 def looks(models: Any) -> dict[str, Look]:
-    """Give each model its look, by its number in the table of models, whatever else is selected."""
+    """Assign each model its look, by its number in the table of models alone."""
     found = {}
     for model, number in zip(models["model"], models["number"], strict=True):
         place = int(number) - 1
@@ -74,7 +74,7 @@ def looks(models: Any) -> dict[str, Look]:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw with the style of this project, whatever the user's own settings are."""
+    """Apply the style of this project, whatever the user's own settings are."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def styled() -> Iterator[None]:
 
 
 def grid(count: int, *, columns: int = 4, width: float = 2.3, height: float = 2.0) -> Any:
-    """Make a figure of as many panels as there are models; the rest stay empty.
+    """Make a figure with a panel for each of `count` models; spare panels stay empty.
 
     Returns:
         The figure, and its axes in reading order.
@@ -97,10 +97,10 @@ def grid(count: int, *, columns: int = 4, width: float = 2.3, height: float = 2.
 
 
 def legend(figure: Figure, known: dict[str, Look], shown: Iterable[str], reason: str) -> str:
-    """Name the models below a figure, those that it cannot show with the reason.
+    """Add a legend of the models, and name those that are not shown with the reason.
 
     Returns:
-        The sentence about those that are not shown, for the text that stands for the figure.
+        The sentence about those that are not shown, for the description of the figure.
     """
     names = [name for name in known if name in set(shown)]
     handles = [
@@ -127,12 +127,12 @@ def not_shown(known: Iterable[str], shown: Iterable[str], reason: str) -> str:
 
 
 def counted(axes: Axes, most: float, room: float = 1.3) -> None:
-    """Give an axis of counts a scale that is linear up to 1 and logarithmic above, and its ticks.
+    """Scale an axis of counts: linear up to 1, logarithmic above; and set its ticks.
 
     Args:
-        axes: whose upright axis it is.
+        axes: its vertical axis is scaled.
         most: the largest count.
-        room: times the largest count that the axis ends at, so that no mark is cut off.
+        room: the axis ends at so many times the largest count, so that no mark is cut off.
     """
     ticks = [0, *(step * 10**power for power in range(6) for step in (1, 2, 5))]
     axes.set_yscale("symlog", linthresh=1)
@@ -143,14 +143,14 @@ def counted(axes: Axes, most: float, room: float = 1.3) -> None:
 
 
 def empty(axes: Axes, model: str, reason: str) -> None:
-    """Say in a model's own panel why there is nothing in it."""
+    """Write into a model's panel why it is empty."""
     axes.set_title(model)
     axes.set_axis_off()
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, wrap=True)
 
 
 def texts(figure: Figure) -> str:
-    """Return all words that stand in a figure."""
+    """Return all texts of a figure."""
     return "\n".join(
         artist.get_text() for artist in figure.findobj(mpl.text.Text) if artist.get_text()
     )
@@ -162,8 +162,8 @@ def save(figure: Figure, base: Path, title: str, description: str) -> None:
     Args:
         figure: what to write.
         base: path without an ending.
-        title: what stands above it.
-        description: what it shows, for those who do not see it.
+        title: its heading.
+        description: what it shows, for a screen reader.
     """
     figure.suptitle(title, fontsize=10)
     told = {"Title": title, "Description": description}
