@@ -22,6 +22,7 @@ rule plot:
         "../envs/analysis.yaml"
     params:
         title=figure("title"),
+        criteria=config["outliers"],
         version=versions.PLOT,
     script:
         "../scripts/plot.py"

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.draw import draw
 from moe_outliers.storage import files, parquet
 from moe_outliers.workflow.script import run
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 def main(job: Any) -> None:
     """Read the tables, draw, write the figure and its words."""
     tables = {Path(path).stem: parquet.read(path).to_pandas() for path in job.input.tables}
-    words = draw(job.wildcards.figure, tables, Path(job.output.svg).with_suffix(""))
+    criteria = Criteria(**job.params.criteria)
+    words = draw(job.wildcards.figure, tables, criteria, Path(job.output.svg).with_suffix(""))
     files.write_bytes(job.output.words, words.encode())
     logging.info("%s: %s", job.wildcards.figure, words)
 

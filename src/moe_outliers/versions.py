@@ -12,9 +12,9 @@ METRICS = 1
 BOOTSTRAP = 1
 COMPARISON = 1
 VALIDATE = 2
-PLOT = 2
+PLOT = 3
 TABLES = 2
-REPORT = 2
+REPORT = 3
 
 STATISTICS_FORMAT = 1
 """Format of the statistics file; readers refuse a newer one than they know."""

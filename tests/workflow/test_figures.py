@@ -5,11 +5,14 @@ import xml.etree.ElementTree as ET
 import pytest
 from matplotlib.image import imread
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures import style
+from moe_outliers.report.figures.captions import caption
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.report.figures.draw import draw, function_of
 from moe_outliers.storage import parquet
 
+CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 OF_MODELS = [name for name, entry in FIGURES.items() if entry.of_models]
 
 
@@ -23,7 +26,7 @@ def tables(demo):
 @pytest.mark.parametrize("name", OF_MODELS)
 def test_every_model_is_in_the_figure_or_named_as_missing(tables, name):
     with style.styled():
-        figure, words = function_of(name)(tables)
+        figure, words = function_of(name)(tables, CRITERIA)
         written = style.texts(figure)
     for model in tables["models"]["model"]:
         assert model in written, f"{model} is silently missing"
@@ -44,7 +47,7 @@ def test_a_model_without_any_outlier_is_in_the_figure_or_named_as_missing(tables
     if "features" in emptied:
         emptied["features"] = tables["features"].assign(**{"class": "none"})
     with style.styled():
-        figure, words = function_of(name)(emptied)
+        figure, words = function_of(name)(emptied, CRITERIA)
         assert bare in style.texts(figure)
     assert words
 
@@ -59,7 +62,7 @@ def test_a_figure_speaks_to_screen_readers_and_is_the_same_every_time(demo, tabl
     assert words in root.get("aria-label")
     assert root[0].text == FIGURES[name].title
     assert root[1].text == words
-    draw(name, tables, tmp_path / name)
+    draw(name, tables, CRITERIA, tmp_path / name)
     for ending in ("svg", "pdf", "png"):
         again = (tmp_path / f"{name}.{ending}").read_bytes()
         assert again == (plots / f"{name}.{ending}").read_bytes(), ending
@@ -76,8 +79,30 @@ def test_nothing_is_clipped_at_the_edge(demo, name):
 def test_shares_are_drawn_on_an_axis_from_zero_to_one(tables):
     for name in ("extent_by_size", "legacy_total_mean_layer_share"):
         with style.styled():
-            figure, _ = function_of(name)(tables)
+            figure, _ = function_of(name)(tables, CRITERIA)
             for axes in figure.axes:
                 low, high = axes.get_ylim()
                 assert low <= 0, name
                 assert high >= 1, name
+
+
+def test_a_threshold_is_drawn_and_told_as_the_settings_have_it(tables):
+    other = Criteria(magnitude=8, layer_share=0.4, position_share=0.06)
+    drawn = {}
+    with style.styled():
+        for name in ("consistency", "thresholds"):
+            figure, _ = function_of(name)(tables, other)
+            upright = [
+                line.get_xdata()[0]
+                for axes in figure.axes
+                for line in axes.lines
+                if list(line.get_ydata()) == [0, 1]
+            ]
+            drawn[name] = set(upright)
+    assert drawn == {"consistency": {0.4, 0.75}, "thresholds": {8, 3}}
+    assert "a candidate (.4) and of a systematic feature (.75)" in caption("consistency", other)
+
+
+def test_every_caption_can_be_filled_in():
+    for name in FIGURES:
+        assert "{" not in caption(name, CRITERIA)

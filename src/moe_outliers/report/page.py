@@ -12,8 +12,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from moe_outliers import __version__
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import sentences
+from moe_outliers.report.figures.captions import caption, share
 from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.stats.multiplicity import LEVEL
 from moe_outliers.storage import receipts
 
 TEMPLATE = "report.html.jinja"
@@ -44,7 +47,8 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"interval": sentences.interval, "named": sentences.named}
     template = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text(encoding="utf-8")
-    figures = {name: _figure(name, plots) for name in FIGURES}
+    criteria = Criteria(**summary["settings"]["outliers"])
+    figures = {name: _figure(name, plots, criteria) for name in FIGURES}
     return environment.from_string(template).render(
         version=__version__,
         summary=summary,
@@ -52,6 +56,7 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         measured=sentences.measured(summary),
         classes=[(kind, sentences.CLASSES[kind]) for kind in sentences.classes(summary)],
         marks=MARKS,
+        level=share(LEVEL),
         differences=list(sentences.differences(summary)),
         correlations=list(sentences.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
@@ -93,14 +98,14 @@ def costs(found: Sequence[receipts.Receipt]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _figure(name: str, plots: Path) -> dict[str, str]:
+def _figure(name: str, plots: Path, criteria: Criteria) -> dict[str, str]:
     entry = FIGURES[name]
     data = base64.b64encode((plots / f"{name}.svg").read_bytes()).decode()
     return {
         "name": name,
         "title": entry.title,
         "section": entry.section,
-        "caption": entry.caption,
+        "caption": caption(name, criteria),
         "words": (plots / f"{name}.txt").read_text(encoding="utf-8"),
         "source": f"data:image/svg+xml;base64,{data}",
     }

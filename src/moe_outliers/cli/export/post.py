@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_outliers import __version__
+from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import page, sentences
+from moe_outliers.report.figures.captions import caption
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import files
 from moe_outliers.workflow import damage, paths
@@ -51,7 +54,8 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
     yield f"# Outlier features of {len(models)} Mixture-of-Experts {noun}\n"
     first, *more = sentences.answer(summary)
     yield f"{_plain(first)}\n"
-    yield from _figure(OPENING, words)
+    criteria = Criteria(**summary["settings"]["outliers"])
+    yield from _figure(OPENING, words, criteria)
     yield from (f"- {_plain(line)}" for line in more)
     yield "\n## The models beside each other\n"
     compared = [line for line, _ in sentences.differences(summary)]
@@ -63,16 +67,15 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
         if section != page.SECTIONS[0] and names:
             yield f"\n## {section}\n"
         for name in names:
-            yield from ("", *_figure(name, words))
+            yield from ("", *_figure(name, words, criteria))
     for model, found in models.items():
         yield from _model(model, found)
     yield "\n## How it was measured\n"
-    criteria = summary["settings"]["outliers"]
     yield (
-        f"A feature fires at a site where at least {criteria['position_share']:.0%} of the "
-        f"positions of a sequence reach {criteria['magnitude']:g}, and so does the norm's own "
-        "value, before its gain, at 3. It is an outlier feature if it fires at "
-        f"{criteria['layer_share']:.0%} of the sites on sequences other than those that it is "
+        f"A feature fires at a site where at least {criteria.position_share:.0%} of the "
+        f"positions of a sequence reach {criteria.magnitude:g}, and so does the norm's own "
+        f"value, before its gain, at {Z_MAGNITUDE:g}. It is an outlier feature if it fires at "
+        f"{criteria.layer_share:.0%} of the sites on sequences other than those that it is "
         f"scored on. Intervals are over sequences. Made by moe-outliers {__version__}, "
         f"seed {summary['settings']['seed']}."
     )
@@ -91,11 +94,12 @@ def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])
 
 
-def _figure(name: str, words: Mapping[str, str]) -> Iterator[str]:
+def _figure(name: str, words: Mapping[str, str], criteria: Criteria) -> Iterator[str]:
     entry = FIGURES[name]
     told = " ".join(words[name].split()).replace("[", "(").replace("]", ")")
     yield f"![{told}](images/{name}.svg)\n"
-    yield f"*{entry.title}.* {_plain(entry.caption.replace('``', '`'))}\n"
+    shown = caption(name, criteria).replace("``", "`")
+    yield f"*{entry.title}.* {_plain(shown)}\n"
 
 
 def _plain(text: str) -> str:

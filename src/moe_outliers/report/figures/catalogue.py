@@ -9,7 +9,8 @@ class Entry:
 
     Attributes:
         title: its heading.
-        caption: what it shows and how to read it, in reStructuredText.
+        caption: what it shows and how to read it, in reStructuredText; `captions.caption` fills in
+            the thresholds.
         tables: the tables that it is drawn from, by name.
         module: where its function is, in this package; the function has the figure's name.
         section: its section of the report.
@@ -38,7 +39,8 @@ FIGURES = {
         "Every model with its intervals, and paired differences",
         "Means over sequences with their intervals; below, differences of two models on the same "
         "texts (Student's t of paired differences). A filled mark survives Holm's correction over "
-        "all pairs at .05; a mark without a bar is the same on every text, and has no interval.",
+        "all pairs at {level}; a mark without a bar is the same on every text, and has no "
+        "interval.",
         ("intervals", "differences", "models"),
         "overview",
     ),
@@ -46,8 +48,8 @@ FIGURES = {
         "Extent against consistency of the outlier features",
         "Each mark is a candidate: how much of the depth it fires at, and how alike the sites are "
         "from sequence to sequence (mean Jaccard index, M5). The area is its share of the outlier "
-        "mass, the shape its class. Lines: the thresholds of a candidate (.25) and of a systematic "
-        "feature (.75).",
+        "mass, the shape its class. Lines: the thresholds of a candidate ({layer_share}) and of a "
+        "systematic feature ({systematic}).",
         ("features", "models"),
         "overview",
     ),
@@ -128,8 +130,8 @@ FIGURES = {
         "Routing by depth, and its association with outliers",
         "Entropy of a token's routing distribution over its maximum; spread of the loads; and the "
         "lift of every expert against the evidence for it (permutation test over sequences, "
-        "Benjamini-Hochberg within a model; the line is q = .05; an expert that no outlier token "
-        "picks stands at the left edge).",
+        "Benjamini-Hochberg within a model; the line is q = {level}; an expert that no outlier "
+        "token picks stands at the left edge).",
         ("intervals", "experts", "models"),
         "routing",
         "Experts",

@@ -4,13 +4,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import Drawn, Tables
 from moe_outliers.report.figures.style import COLOURS, MARKS
 
 ERRORS = 3
 
 
-def coverage(tables: Tables) -> Drawn:
+def coverage(tables: Tables, _: Criteria) -> Drawn:
     """Draw measured against nominal coverage by number of sequences, a panel a kind of data."""
     rows = tables["validate_coverage"]
     cases = list(dict.fromkeys(rows["case"]))

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
 from moe_outliers.storage.statistics_file import SCHEMES
 
 GAUSSIAN_KURTOSIS = 3.0
 USUAL = 0.5
+TICKS = (20, 100, 500, 2000, 10_000)
 WHERE = {"first": "o", "delimiter": "x"}
 """Marks of blocks whose largest value is at position 0, or at a delimiter, in most sequences."""
 
@@ -19,7 +21,7 @@ FEWEST_ROWS = 4
 """Rows of a panel at least, so that those of few features are not drawn taller."""
 
 
-def features_by_site(tables: Tables) -> Drawn:
+def features_by_site(tables: Tables, _: Criteria) -> Drawn:
     """Draw coverage by feature and site, a panel a model."""
     known = looks(tables["models"])
     features = tables["features"].set_index(["model", "feature"])
@@ -53,7 +55,7 @@ def features_by_site(tables: Tables) -> Drawn:
     return figure, f"Coverage by feature and site. {'; '.join(told)}."
 
 
-def residual(tables: Tables) -> Drawn:
+def residual(tables: Tables, _: Criteria) -> Drawn:
     """Draw the largest and the median absolute value of the residual stream by block."""
     known = looks(tables["models"])
     figure, panels = grid(len(known))
@@ -87,7 +89,7 @@ def residual(tables: Tables) -> Drawn:
     return figure, f"Residual stream. {'; '.join(told)}."
 
 
-def magnitude_by_site(tables: Tables) -> Drawn:
+def magnitude_by_site(tables: Tables, criteria: Criteria) -> Drawn:
     """Draw the extremes of the feature with most outlier mass by site, and what the norm allows."""
     known = looks(tables["models"])
     figure, panels = grid(len(known))
@@ -105,11 +107,12 @@ def magnitude_by_site(tables: Tables) -> Drawn:
         axes.plot(rows["site"], rows["x_largest"], ".", color="black", ms=3)
         for sign in (-1, 1):
             axes.plot(rows["site"], sign * rows["bound"], ":", color="#888888", lw=0.8)
-        axes.set_yscale("symlog", linthresh=6)
-        most = 1.3 * max(rows["bound"].max(), rows["x_largest"].abs().max(), 6)
-        ticks = [tick for tick in (6, 20, 100, 500, 2000, 10_000) if tick <= most]
+        axes.set_yscale("symlog", linthresh=criteria.magnitude)
+        most = max(rows["bound"].max(), rows["x_largest"].abs().max(), criteria.magnitude)
+        most *= 1.3  # room above the largest mark
+        ticks = [criteria.magnitude, *(tick for tick in TICKS if criteria.magnitude < tick <= most)]
         ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
-        axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(-most, most)
         axes.set(title=f"{model}\nfeature {rows['feature'].iloc[0]}", xlabel="site", ylabel="x")
@@ -117,7 +120,7 @@ def magnitude_by_site(tables: Tables) -> Drawn:
     return figure, f"Largest abs(x) of the feature with most outlier mass. {'; '.join(told)}."
 
 
-def kurtosis(tables: Tables) -> Drawn:
+def kurtosis(tables: Tables, _: Criteria) -> Drawn:
     """Draw the kurtosis of the norms' outputs by depth, for the two kinds of site."""
     known = looks(tables["models"])
     figure = Figure(figsize=(7.5, 3.4))
@@ -145,7 +148,7 @@ def kurtosis(tables: Tables) -> Drawn:
     return figure, f"Median kurtosis over sites: {'; '.join(medians)}.{told}"
 
 
-def rounding(tables: Tables) -> Drawn:
+def rounding(tables: Tables, _: Criteria) -> Drawn:
     """Draw the signal to noise of 8-bit rounding by site and scheme, a panel a model."""
     known = looks(tables["models"])
     figure, panels = grid(len(known), height=2.2)

@@ -5,11 +5,12 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import legend, looks
 
 
-def scatter(tables: Tables, size: str, metric: str) -> Drawn:
+def scatter(tables: Tables, _: Criteria, size: str, metric: str) -> Drawn:
     """Draw one of the old numbers against parameters.
 
     Args:

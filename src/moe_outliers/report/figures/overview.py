@@ -8,6 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from moe_outliers.metrics.classes import SYSTEMATIC_EXTENT
+from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import FIRES, Drawn, Tables, listed, whole
 from moe_outliers.report.figures.style import (
     CLASSES,
@@ -24,7 +27,7 @@ from moe_outliers.stats.multiplicity import LEVEL
 SHARES = {"extent_site_share": "extent (share of sites)", "sd_pair_share": "sequence share"}
 
 
-def extent_by_size(tables: Tables) -> Drawn:
+def extent_by_size(tables: Tables, _: Criteria) -> Drawn:
     """Draw extent and sequence share against parameters and bits per byte."""
     models, intervals = tables["models"].set_index("model"), tables["intervals"]
     known = looks(tables["models"])
@@ -62,7 +65,7 @@ def extent_by_size(tables: Tables) -> Drawn:
     return figure, f"Extent by model: {listed(numbers, shown)}.{told}"
 
 
-def forest(tables: Tables) -> Drawn:
+def forest(tables: Tables, _: Criteria) -> Drawn:
     """Draw every model's headline numbers with intervals, and the paired differences."""
     known = looks(tables["models"])
     metrics = SHARES | {"n_dims_sequence": "features in a sequence", "k90": "k90 (features)"}
@@ -113,7 +116,7 @@ def _differences(axes: Axes, pairs: Any) -> None:
     axes.tick_params(axis="y", labelsize=5)
 
 
-def consistency(tables: Tables) -> Drawn:
+def consistency(tables: Tables, criteria: Criteria) -> Drawn:
     """Draw extent against consistency of the candidates, a panel a model."""
     features = tables["features"]
     known = looks(tables["models"])
@@ -133,8 +136,8 @@ def consistency(tables: Tables) -> Drawn:
             axes.scatter(rows["x_extent_share"], rows["consistency"], s=area, **style)
             label = name.replace("_", "-")
             handles[name] = Line2D([], [], color=colour, marker=mark, ls="", label=label)
-        for cut in (0.25, 0.75):
-            axes.axvline(cut, color="#888888", lw=0.7, ls=":")
+        for threshold in (criteria.layer_share, SYSTEMATIC_EXTENT):
+            axes.axvline(threshold, color="#888888", lw=0.7, ls=":")
         axes.set(title=model, xlim=(0, 1.05), ylim=(-0.05, 1.1), ylabel="consistency")
         axes.set_xlabel(f"extent by x ({len(found)} candidate{'s' * (len(found) > 1)})")
         counts.append(f"{model}: {', '.join(_counted(found['class']))}")
@@ -142,7 +145,7 @@ def consistency(tables: Tables) -> Drawn:
     return figure, f"Candidates by class. {'; '.join(counts)}."
 
 
-def legacy_slopes(tables: Tables) -> Drawn:
+def legacy_slopes(tables: Tables, _: Criteria) -> Drawn:
     """Draw the old numbers and the corrected ones, joined by a line a model."""
     rows = tables["legacy"]
     rows = rows[rows["basis"] == FIRES]
@@ -181,12 +184,11 @@ def legacy_slopes(tables: Tables) -> Drawn:
     return figure, f"Count of outlier features, old to corrected: {'; '.join(pairs)}.{told}"
 
 
-def thresholds(tables: Tables) -> Drawn:
+def thresholds(tables: Tables, criteria: Criteria) -> Drawn:
     """Draw number and extent of outlier features against the threshold, for x and for z."""
     cells, intervals = tables["sensitivity"], tables["intervals"]
     known = looks(tables["models"])
-    share = cells.loc[cells["headline"], "position_share"].iloc[0]
-    magnitude = cells.loc[cells["headline"], "alpha"].max()
+    share = criteria.position_share
     sweep = intervals[(intervals["metric"] == "extent_site_share") & intervals["kind"].isna()]
     figure = Figure(figsize=(7.5, 5.2))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
@@ -208,8 +210,9 @@ def thresholds(tables: Tables) -> Drawn:
             )
         panels[0][column].set_title(f"threshold of abs({basis})")
         panels[1][column].set_xlabel("alpha")
-        panels[0][column].axvline(magnitude if basis == "x" else 3.0, color="#888888", lw=0.8)
-        panels[1][column].axvline(magnitude if basis == "x" else 3.0, color="#888888", lw=0.8)
+        headline = Z_MAGNITUDE if basis == "z" else criteria.magnitude
+        for axes in panels[:, column]:
+            axes.axvline(headline, color="#888888", lw=0.8)
     there = cells[cells["basis"].isin(("x", "z")) & (cells["position_share"] == share)]
     counted(panels[0][0], there[["n_dims", "surrogate_n_dims"]].max().max())
     panels[0][0].set_ylabel("outlier features")
@@ -220,7 +223,7 @@ def thresholds(tables: Tables) -> Drawn:
     return figure, f"Outlier features by x at the headline, and by chance: {'; '.join(pairs)}."
 
 
-def stability(tables: Tables) -> Drawn:
+def stability(tables: Tables, _: Criteria) -> Drawn:
     """Draw how well the candidates of two halves of the sequences agree."""
     known = looks(tables["models"])
     splits = tables["stability"]

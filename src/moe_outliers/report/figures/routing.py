@@ -7,12 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import Drawn, Tables
 from moe_outliers.report.figures.style import empty, legend, looks
 from moe_outliers.stats.multiplicity import LEVEL
 
 
-def experts(tables: Tables) -> Drawn:
+def experts(tables: Tables, _: Criteria) -> Drawn:
     """Draw what each expert writes, its load and its lift; a row a model."""
     known = looks(tables["models"])
     figure = Figure(figsize=(9, 1.7 * len(known) + 0.4))
@@ -45,7 +46,7 @@ def experts(tables: Tables) -> Drawn:
     return figure, f"Super experts. {'; '.join(told)}."
 
 
-def routing(tables: Tables) -> Drawn:
+def routing(tables: Tables, _: Criteria) -> Drawn:
     """Draw router entropy and spread of loads by depth, and lift against its evidence."""
     known = looks(tables["models"])
     intervals = tables["intervals"]
