@@ -19,7 +19,7 @@ COMPUTED = ("bfloat16", "float16", "float32")
 """Types that can be computed with."""
 
 
-def skeleton(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def empty_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """Make the model with its parameters on the meta device, its buffers on the real one.
 
     Args:

@@ -21,7 +21,7 @@ from moe_outliers.checkpoint.source import Source
 from moe_outliers.engine import memory, weight_map
 from moe_outliers.engine.cuda_graphs import Replays
 from moe_outliers.engine.loader import CHUNKS_PER_READER, Loader
-from moe_outliers.engine.meta_model import dtype_of, put, replaced, skeleton
+from moe_outliers.engine.meta_model import dtype_of, empty_model, put, replaced
 from moe_outliers.engine.slot_layout import Layout
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
@@ -77,7 +77,7 @@ class Streamed:
         config = read_config(source.folder / "config.json")
         quantised = quantisation(config, source.folder)
         index = headers.index_of(source)
-        self.model = skeleton(source.folder, dtype_of(dtype, config, index), self.device)
+        self.model = empty_model(source.folder, dtype_of(dtype, config, index), self.device)
         try:
             groups = weight_map.groups(self.model, index, quantised)
         except ValueError as error:
