@@ -53,23 +53,27 @@ def verdict(
     """
     ids = tokens["ids_sha256"].to_pylist()
     faults, sound = _receipts(pairs, ids)
-    found = {"receipts": faults, "provenance": list(_provenance(sound)), "sequences": _repeats(ids)}
+    checked = {
+        "receipts": faults,
+        "provenance": list(_provenance(sound)),
+        "sequences": _repeats(ids),
+    }
     devices = sorted({receipt.device for receipt in sound})
     notes = [f"computed on several devices: {', '.join(devices)}"] if len(devices) > 1 else []
-    if not found["receipts"]:
+    if not checked["receipts"]:
         try:
             data = statistics_file.read_all([path for path, _, _ in pairs])
         except ValueError as error:
-            found["readable"] = [str(error)]
+            checked["readable"] = [str(error)]
         else:
-            found["readable"] = []
-            found["contract"] = list(_contract(data, expectation))
-            if not found["contract"]:
-                found |= {name: list(check(data)) for name, check in CHECKS.items()}
-                found["table"] = list(_table(data, expectation.row))
+            checked["readable"] = []
+            checked["contract"] = list(_contract(data, expectation))
+            if not checked["contract"]:
+                checked |= {name: list(check(data)) for name, check in CHECKS.items()}
+                checked["table"] = list(_table(data, expectation.row))
     checks = [
         {"name": name, "passed": not faults, "message": "; ".join(faults[:5])}
-        for name, faults in found.items()
+        for name, faults in checked.items()
     ]
     valid = all(check["passed"] for check in checks)
     return {"model": model, "valid": valid, "checks": checks, "notes": notes}

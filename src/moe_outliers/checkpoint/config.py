@@ -66,10 +66,10 @@ def quantisation(config: dict[str, Any], folder: Path) -> str | None:
     Raises:
         ValueError: if they are in a way that cannot be dequantised here.
     """
-    found = config.get("quantization_config")
-    if found is None:
+    settings = config.get("quantization_config")
+    if settings is None:
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else found
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method not in QUANTISED:
         raise ValueError(
             f"{folder}: weights quantised by {method!r}; {' and '.join(QUANTISED)} can be read: "

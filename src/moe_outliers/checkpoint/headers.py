@@ -74,15 +74,15 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
         index = files.read_json(folder / INDEX)
         if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
             raise ValueError(f"{folder / INDEX}: no weight_map")
-        found = sorted({str(name) for name in index["weight_map"].values()})
-        for name in found:
+        named = sorted({str(name) for name in index["weight_map"].values()})
+        for name in named:
             if not SHARD.fullmatch(name):
                 raise ValueError(
                     f"{folder / INDEX}: {name!r} is not the name of a safetensors file"
                 )
             if name not in names:
                 raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
-        return found
+        return named
     pickled = sorted(name for name in names if Path(name).suffix in {".bin", ".pt", ".pth"})
     held = (
         f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
@@ -109,7 +109,7 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
     raw = files.parse_json(header, name)
     if not isinstance(raw, dict):
         raise ValueError(f"{name}: the header is no JSON object")
-    begin, found = 8 + len(header), {}
+    begin, tensors = 8 + len(header), {}
     for key, entry in raw.items():
         if key == "__metadata__":
             continue
@@ -136,15 +136,15 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
                 f"{name}: {key} ({dtype} {list(shape)}) at {where}: "
                 "the shard is truncated or its header wrong"
             )
-        found[key] = Tensor(name, begin + start, begin + stop, dtype, shape)
+        tensors[key] = Tensor(name, begin + start, begin + stop, dtype, shape)
     end = begin
-    for key, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)):
+    for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != end:
             raise ValueError(f"{name}: {key} overlaps its neighbour, or leaves a gap before it")
         end = tensor.stop
     if end != size:
         raise ValueError(f"{name}: {size - end} bytes behind the last tensor")
-    return found
+    return tensors
 
 
 def read_index(folder: Path) -> dict[str, Tensor]:
@@ -163,27 +163,27 @@ def index_of(source: Source) -> dict[str, Tensor]:
         ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and the
             headers disagree.
     """
-    found: dict[str, Tensor] = {}
+    index: dict[str, Tensor] = {}
     with ThreadPoolExecutor(HEADER_READERS) as pool:
         for name, header in zip(
             source.names, pool.map(partial(_read_header, source), source.names), strict=True
         ):
             tensors = parse_header(header, source.size(name), name)
-            if twice := tensors.keys() & found.keys():
+            if twice := tensors.keys() & index.keys():
                 raise ValueError(f"{source.folder}: {sorted(twice)[0]} stands in two shards")
-            found |= tensors
+            index |= tensors
     if source.names != [SINGLE] and (source.folder / INDEX).is_file():
         promised = json.loads((source.folder / INDEX).read_text())["weight_map"]
         wrong = [
             key
-            for key in promised.keys() | found.keys()
-            if key not in found or promised.get(key) != found[key].shard
+            for key in promised.keys() | index.keys()
+            if key not in index or promised.get(key) != index[key].shard
         ]
         if wrong:
             raise ValueError(
                 f"{source.folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}"
             )
-    return found
+    return index
 
 
 def _read_header(source: Source, name: str) -> bytes:

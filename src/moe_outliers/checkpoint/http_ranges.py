@@ -139,8 +139,8 @@ class Ranges:
             mine[url[:2]] = _connect(url, self.patience_s)
             with self._lock:
                 self._open.add(mine[url[:2]])
-        found: http.client.HTTPConnection = mine[url[:2]]
-        return found
+        connection: http.client.HTTPConnection = mine[url[:2]]
+        return connection
 
     def drop(self, url: SplitResult) -> None:
         """Forget this thread's connection to a host."""
@@ -160,13 +160,13 @@ class Ranges:
         """
         listed = self.files[name]
         etag = (answer["X-Linked-ETag"] or "").removeprefix("W/").strip('"')
-        found = [
+        claims = [
             (answer["X-Repo-Commit"], self._revision, "commit"),
             (etag if re.fullmatch("[0-9a-f]{64}", etag) else None, listed.sha256, "sha256"),
             (answer["X-Linked-Size"], str(listed.size), "size"),
             (None if total is None else str(total), str(listed.size), "size"),
         ]
-        for got, wanted, what in found:
+        for got, wanted, what in claims:
             if got is not None and wanted is not None and got != wanted:
                 raise ValueError(
                     f"{name} of {self.where} was changed on the way: its {what} is {got}, "

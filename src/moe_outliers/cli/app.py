@@ -69,8 +69,8 @@ def explain(
     """Say why a file is, or is not, going to be built again."""
     from moe_outliers.cli import explain
 
-    found = _load(directory, configfile, workflow)
-    for what, finding in explain.explain(found, path):
+    loaded = _load(directory, configfile, workflow)
+    for what, finding in explain.explain(loaded, path):
         typer.echo(f"{what}: {finding}")
 
 
@@ -90,25 +90,25 @@ def status(
 
     from moe_outliers.cli import status
 
-    found = _load(directory, configfile, workflow)
+    loaded = _load(directory, configfile, workflow)
     if json:
-        typer.echo(text.dumps(status.status(found), indent=2))
+        typer.echo(text.dumps(status.status(loaded), indent=2))
         return
     console = Console()
     if not console.is_terminal:
         console.width = WIDE
     if not watch:
-        console.print(_table(status.status(found)))
+        console.print(_table(status.status(loaded)))
         return
     if not console.is_terminal:
         raise ValueError("--watch needs a terminal: leave it away, or ask for --json")
     with (
         suppress(KeyboardInterrupt),
-        Live(_table(status.status(found)), console=console, auto_refresh=False) as live,
+        Live(_table(status.status(loaded)), console=console, auto_refresh=False) as live,
     ):
         while True:
             time.sleep(WATCH_S)
-            live.update(_table(status.status(found)), refresh=True)
+            live.update(_table(status.status(loaded)), refresh=True)
 
 
 @app.command()
@@ -159,7 +159,7 @@ def dataset(
     _export("dataset", folder, _load(directory, configfile, workflow))
 
 
-def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
+def _export(form: str, folder: Path, loaded: sweep.Sweep) -> None:
     """Write an export by the module of its form."""
     try:
         module = import_module(f"moe_outliers.cli.export.{form}")
@@ -167,10 +167,10 @@ def _export(form: str, folder: Path, found: sweep.Sweep) -> None:
         raise ValueError(
             f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[export]'"
         ) from None
-    typer.echo(f"{folder}: {module.write(found, folder)} files")
+    typer.echo(f"{folder}: {module.write(loaded, folder)} files")
 
 
-def _table(found: dict[str, Any]) -> "RenderableType":
+def _table(progress: dict[str, Any]) -> "RenderableType":
     """Draw a status: a row a model, the progress of each, the products of all, the pods."""
     from rich.console import Group
     from rich.table import Table
@@ -179,7 +179,7 @@ def _table(found: dict[str, Any]) -> "RenderableType":
     steps = list(paths.STEPS)
     table = Table("model", "batches", *steps, box=None)
     told = []
-    for model, row in found["models"].items():
+    for model, row in progress["models"].items():
         damaged = f" ({row['batches_invalid']} damaged)" if row["batches_invalid"] else ""
         batches = Text(f"{row['batches_valid']}/{row['batches_total']}")
         states = [Text(row[step], STYLES.get(row[step], "")) for step in steps]
@@ -188,31 +188,31 @@ def _table(found: dict[str, Any]) -> "RenderableType":
             line = f" {model}: {row['progress']}"
             told.append(Text(line, no_wrap=True, overflow="ellipsis"))
     shared = Text(" all models: ")
-    for name, state in found["sweep"].items():
+    for name, state in progress["sweep"].items():
         shared.append(f"{name} ").append(state, STYLES.get(state, "")).append("  ")
-    return Group(table, *told, shared, *_pods(found["pods"]))
+    return Group(table, *told, shared, *_pods(progress["pods"]))
 
 
-def _pods(found: Any) -> "Iterator[RenderableType]":
+def _pods(pods: Any) -> "Iterator[RenderableType]":
     """Draw what each rented machine does and costs."""
     from rich.table import Table
     from rich.text import Text
 
-    if found is None:
+    if pods is None:
         return
-    if isinstance(found, dict):
-        yield Text(f" pods: {found['error']}", "red")
+    if isinstance(pods, dict):
+        yield Text(f" pods: {pods['error']}", "red")
         return
     table = Table("job", "pod", "GPU", "phase", "files", "minutes", "dollars", box=None)
-    for job in found:
+    for job in pods:
         alive = "" if job["alive"] else "dim"
         files = f"{job['done']}/{job['files']}"
         cells = [job["job"], job["pod"] or "-", job["gpu"], job["phase"], files]
         cells += [f"{job['minutes']:.1f}", f"{job['dollars']:.4f}"]
         table.add_row(*map(Text, cells), style=alive)
     yield table
-    alive = sum(job["alive"] for job in found)
-    spent = sum(job["dollars"] for job in found)
+    alive = sum(job["alive"] for job in pods)
+    spent = sum(job["dollars"] for job in pods)
     yield Text(f" pods that may be alive: {alive}, spent so far: ${spent:.4f} (an estimate)")
 
 

@@ -62,10 +62,12 @@ def examine(workflow: Path, directory: Path) -> Iterator[Finding]:
 
 def python() -> Finding:
     """Check the version of Python."""
-    found = ".".join(map(str, sys.version_info[:3]))
+    version = ".".join(map(str, sys.version_info[:3]))
     if (3, 11) <= sys.version_info < (3, 14):
-        return Finding("Python", "ok", found)
-    return Finding("Python", "fault", found, "use Python 3.11, 3.12 or 3.13: make install PYTHON=…")
+        return Finding("Python", "ok", version)
+    return Finding(
+        "Python", "fault", version, "use Python 3.11, 3.12 or 3.13: make install PYTHON=…"
+    )
 
 
 def packages(constraints: Path) -> Finding:
@@ -85,11 +87,11 @@ def packages(constraints: Path) -> Finding:
 def settings(workflow: Path) -> Finding:
     """Read the settings and the table of models."""
     try:
-        found = sweep.load(Path(), [], workflow)
+        loaded = sweep.load(Path(), [], workflow)
     except ValueError as error:
         fix = "mend config/config.yaml: config/README.md explains every key"
         return Finding("settings", "fault", str(error), fix)
-    return Finding("settings", "ok", f"{len(found.models)} models: {', '.join(found.models)}")
+    return Finding("settings", "ok", f"{len(loaded.models)} models: {', '.join(loaded.models)}")
 
 
 def disk(directory: Path) -> Finding:
@@ -173,10 +175,12 @@ def runpod(directory: Path) -> Iterator[Finding]:
         yield Finding("RunPod", "warning", "the executor is not installed", fix)
         return
     done = _ask([sys.executable, "-m", EXECUTOR, "doctor", "--directory", str(directory)])
-    found = re.findall(r"^(ok|FAULT) +([^:\n]+): (.*)(?:\n {6}(.*))?$", done.stdout, re.MULTILINE)
-    for sign, what, said, fix in found:
+    findings = re.findall(
+        r"^(ok|FAULT) +([^:\n]+): (.*)(?:\n {6}(.*))?$", done.stdout, re.MULTILINE
+    )
+    for sign, what, said, fix in findings:
         yield Finding(f"RunPod, {what}", "ok" if sign == "ok" else "warning", said, fix)
-    if not found:
+    if not findings:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         yield Finding("RunPod", "warning", said, f"python -m {EXECUTOR} doctor says more")
 

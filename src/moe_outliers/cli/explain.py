@@ -32,9 +32,9 @@ def explain(sweep: Sweep, path: Path) -> Iterator[Line]:
         faults, pair = {}, None
         for model in sweep.models:
             pairs = sweep.pairs(model)
-            if found := next((pair for pair in pairs if path in pair[:2]), None):
-                pair = found
-            if found or path == Path(paths.VERDICT.format(model=model)):
+            if match := next((pair for pair in pairs if path in pair[:2]), None):
+                pair = match
+            if match or path == Path(paths.VERDICT.format(model=model)):
                 faults = damage.model_faults(model, pairs, files.sha256, damage.token_ids)
         yield from _pair(pair, faults.get(pair.statistics)) if pair else _product(path, faults)
     yield "next run", decision(sweep, path)

@@ -18,10 +18,10 @@ Cached files count as used, but give way to whoever needs the memory.
 
 def free_bytes() -> int | None:
     """Return the host memory that is free, within the limits of its groups; None if unknown."""
-    found = []
+    limits = []
     with suppress(OSError, KeyError):
         fields = dict(line.split(":") for line in (ROOT / "proc/meminfo").read_text().splitlines())
-        found.append(int(fields["MemAvailable"].split()[0]) * 1024)
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
     for folder in _groups():
         for limit, used, begin in GROUP_FILES:
             with suppress(OSError, KeyError, ValueError):  # it is not there, or says "max"
@@ -29,18 +29,18 @@ def free_bytes() -> int | None:
                 lines = (folder / "memory.stat").read_text().splitlines()
                 stat = dict(line.split() for line in lines)
                 cached = int(stat[f"{begin}inactive_file"]) + int(stat[f"{begin}active_file"])
-                found.append(most - int((folder / used).read_text()) + cached)
-    return min(found, default=None)
+                limits.append(most - int((folder / used).read_text()) + cached)
+    return min(limits, default=None)
 
 
 def _groups() -> set[Path]:
     """Name the folders of the control groups that this process is in, as far as they show."""
     root = ROOT / "sys/fs/cgroup"
-    found = {root, root / "memory"}  # in a container they are its own
+    folders = {root, root / "memory"}  # in a container they are its own
     with suppress(OSError):
         for line in (ROOT / "proc/self/cgroup").read_text().splitlines():
             _, kinds, path = line.split(":", 2)
             if "memory" in kinds.split(",") or not kinds:
                 place = root / ("memory" if kinds else "") / path.strip("/")
-                found |= {place, *place.parents}
-    return found
+                folders |= {place, *place.parents}
+    return folders

@@ -179,14 +179,16 @@ def _join(
     return stored
 
 
-def _refuse_misfits(model: Any, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _refuse_misfits(model: Any, sources: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     ignored = model._keys_to_ignore_on_load_missing or ()
     missing = [
         name
-        for name in expected.keys() - found.keys()
+        for name in expected.keys() - sources.keys()
         if not any(re.search(pattern, name) for pattern in ignored)
     ]
-    unexpected = [name for target in found.keys() - expected.keys() for _, name in found[target]]
+    unexpected = [
+        name for target in sources.keys() - expected.keys() for _, name in sources[target]
+    ]
     wrong = {"missing keys": missing, "unexpected keys": unexpected}
     if missing or unexpected:
         listed = "; ".join(

@@ -69,14 +69,14 @@ def bootstrap(
     single = frame["sequence"].notna()
     whole = frame[~single]
     rows, matrix = _by_quantity(frame[single], sequences["sequence"].to_pylist())
-    found = _estimate(
+    estimated = _estimate(
         rows, matrix, sequences, resamples=resamples, confidence=confidence, seed=seed
     )
     special = whole["note"].fillna(whole["value"].notna().map({True: NO_MEAN, False: NO_VALUES}))
     given = whole[list(KEYS)].assign(
         estimate=whole["value"], method=intervals.NONE, degenerate=special
     )
-    table = pd.concat([found, _perplexity(found), given], ignore_index=True)
+    table = pd.concat([estimated, _perplexity(estimated), given], ignore_index=True)
     table = table.assign(
         model=frame["model"].iloc[0],
         unit=[METRICS[metric].unit for metric in table["metric"]],
@@ -139,9 +139,9 @@ def _estimate(
     return rows.assign(**columns, method=method, degenerate=special, n=there.sum(axis=0))
 
 
-def _perplexity(found: pd.DataFrame) -> pd.DataFrame:
+def _perplexity(estimated: pd.DataFrame) -> pd.DataFrame:
     """Turn the mean negative log-likelihood and its ends into perplexities."""
-    nll = found[found["metric"] == "nll"]
+    nll = estimated[estimated["metric"] == "nll"]
     ends = {name: np.exp(nll[name]) for name in ("estimate", "low", "high")}
     return nll.assign(metric="perplexity", **ends)
 

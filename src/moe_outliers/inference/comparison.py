@@ -128,7 +128,7 @@ def _common_bits(models: Mapping[str, Measured]) -> dict[str, pa.Table]:
     recorded = [texts for texts in lists.values() if texts]
     shared = set.intersection(*map(set, recorded)) if recorded else set()
     spans = {text: language.common_span([each[text][0] for each in recorded]) for text in shared}
-    found = {}
+    tables = {}
     for model, measured in models.items():
         frame = measured.sequences.to_pandas()
         values, own = Values(model, frame["sequence"].to_numpy()), lists[model]
@@ -142,21 +142,21 @@ def _common_bits(models: Mapping[str, Measured]) -> dict[str, pa.Table]:
             values.add("bits_per_byte_common", np.array(bits))
         else:
             values.lack(NOT_RECORDED, "bits_per_byte_common")
-        found[model] = values.table()
-    return found
+        tables[model] = values.table()
+    return tables
 
 
 def _likelihoods(measured: Measured) -> dict[str, tuple[Array, Array]]:
     """Ends of all tokens and likelihoods of the predicted ones, by the digest of the text."""
     frame = measured.tokens.to_pandas()
     by_sequence = dict(iter(frame.groupby("sequence")))
-    found = {}
+    by_text = {}
     for row in measured.sequences.to_pylist():
         if row["sequence"] in by_sequence:
             part = by_sequence[row["sequence"]]
             ends = np.concatenate([[row["first_end_byte"]], part["end_byte"].to_numpy()])
-            found[row["text_sha256"]] = (ends, part["nll_nat"].to_numpy())
-    return found
+            by_text[row["text_sha256"]] = (ends, part["nll_nat"].to_numpy())
+    return by_text
 
 
 def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.DataFrame:
@@ -196,15 +196,15 @@ def _difference(a: "pd.Series[float]", b: "pd.Series[float]", confidence: float)
     nothing = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
     if not len(paired):
         return nothing | {"method": intervals.NONE, "n": 0, "degenerate": bootstrap.NO_VALUES}
-    found = intervals.of_differences(paired[:, None], confidence=confidence)
+    interval = intervals.of_differences(paired[:, None], confidence=confidence)
     p = 1.0 if not paired.any() else np.nan
-    if found.method[0] == intervals.T:
+    if interval.method[0] == intervals.T:
         p = float(stats.ttest_1samp(paired, 0).pvalue)
     return {
-        **{name: getattr(found, name)[0] for name in ("estimate", "low", "high", "method")},
+        **{name: getattr(interval, name)[0] for name in ("estimate", "low", "high", "method")},
         "p": p,
         "n": len(paired),
-        "degenerate": found.degenerate[0] or None,
+        "degenerate": interval.degenerate[0] or None,
     }
 
 
@@ -227,8 +227,8 @@ def _correlations(
                 continue
             y = means.loc[[(metric, basis or "")]].to_numpy(dtype=float)[0]
             there = ~np.isnan(x) & ~np.isnan(y)
-            found = correlation.spearman(x[there], y[there], rng)
-            row = {"property": name, "metric": metric, "basis": basis, **vars(found)}
+            correlated = correlation.spearman(x[there], y[there], rng)
+            row = {"property": name, "metric": metric, "basis": basis, **vars(correlated)}
             least = correlation.least_significant(int(there.sum()))
             rows.append(row | {"models": int(there.sum()), "least_abs_rho": least})
     adjusted = holm(np.array([row["p"] for row in rows], dtype=float))

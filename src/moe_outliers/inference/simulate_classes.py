@@ -124,19 +124,19 @@ def simulate(
         `classes`, of CLASSED: by truth, from the mixed models; and `discoveries`, of DISCOVERIES.
     """
     classed: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    discoveries: list[dict[str, Any]] = []
     for n in sizes:
         rng = draws.generator(seed, f"classes {n}", [])
         for planted, truths in (("all", TRUTHS), ("null", NULLS)):
             label = np.stack([_classed_model(truths, n, criteria, rng) for _ in range(models)])
             rate = _discoveries(truths, label, confidence, rng)
-            found.append({"planted": planted, "n": n, "models": models} | rate)
+            discoveries.append({"planted": planted, "n": n, "models": models} | rate)
             for place, truth in enumerate(truths if planted == "all" else ()):
                 keys = {"truth": truth.name, "extent": truth.extent, "n": n}
                 classed.append(keys | _rates(truth, label[:, place]))
     return {
         "classes": parquet.of_rows(CLASSED, classed),
-        "discoveries": parquet.of_rows(DISCOVERIES, found),
+        "discoveries": parquet.of_rows(DISCOVERIES, discoveries),
     }
 
 
@@ -189,13 +189,13 @@ def _classed_model(truths: tuple[Truth, ...], n: int, criteria: Criteria, rng: A
     """Class one model that holds features of each truth; return their classes, (truth, feature)."""
     planted = [plant(truth, n, TOGETHER, criteria, rng) for truth in truths]
     fires, by_x = (np.concatenate(parts, axis=2) for parts in zip(*planted, strict=True))
-    found = classify(
+    classes = classify(
         fires,
         site_extent(by_x),
         layer_share=criteria.layer_share,
         shifts=Shifts.draw(fires, 1, rng, PERMUTATIONS),
     )
-    return found.label.reshape(len(truths), TOGETHER)
+    return classes.label.reshape(len(truths), TOGETHER)
 
 
 def _rates(truth: Truth, label: Array) -> dict[str, Any]:
@@ -223,10 +223,10 @@ def _discoveries(
     number = called.sum(axis=(1, 2))
     false = (called & (label != right)).sum(axis=(1, 2)) / np.maximum(number, 1)
     drawn = intervals.resample(rng, len(false), RESAMPLES)
-    found = intervals.of_means(false[:, None], drawn, np.ones(1, bool), confidence=confidence)
+    interval = intervals.of_means(false[:, None], drawn, np.ones(1, bool), confidence=confidence)
     return {
         "features": label[0].size,
         "called": number.mean(),
-        "false_discovery_share": found.estimate[0],
-        **{name: getattr(found, name)[0] for name in ("low", "high", "method")},
+        "false_discovery_share": interval.estimate[0],
+        **{name: getattr(interval, name)[0] for name in ("low", "high", "method")},
     }

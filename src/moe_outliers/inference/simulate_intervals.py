@@ -124,9 +124,9 @@ def coverage(sizes: list[int], *, sets: int, confidence: float, seed: int) -> pa
         a, b = (text + rng.normal(0, 0.03, (n, sets)) for _ in range(2))
         paired = {"paired": (a - b, 0.0), "paired_rare": (_rare(rng, (n, sets)), CASES["rare"][1])}
         for case, (differences, truth) in paired.items():
-            found = intervals.of_differences(differences, confidence=confidence)
+            estimates = intervals.of_differences(differences, confidence=confidence)
             keys = {"case": case, "n": n, "method": intervals.T}
-            rows.append(keys | _covered(truth, (found.low, found.high)))
+            rows.append(keys | _covered(truth, (estimates.low, estimates.high)))
     for row in rows:
         row["used"] = row["method"] != "percentile"
     return parquet.of_rows(COVERAGE, rows, nominal=confidence)
@@ -153,13 +153,13 @@ def selection(
     rows = []
     for n in sizes:
         rng = draws.generator(seed, f"selection {n}", [])
-        found: dict[str, list[Array]] = defaultdict(list)
+        by_estimator: dict[str, list[Array]] = defaultdict(list)
         for _ in range(sets):
             near = np.clip(layer_share + rng.uniform(-0.1, 0.1, 60), 0.01, 0.99)
             extent, truth = _sweep(np.r_[np.full(6, 0.95), near, np.full(300, 0.03)], n, rng)
             for name, estimate in _estimates(extent, truth, layer_share, confidence, rng).items():
-                found[name].append(estimate)
-        for name, several in found.items():
+                by_estimator[name].append(estimate)
+        for name, several in by_estimator.items():
             low, high, estimate, true = np.concatenate(several, axis=1)
             rows.append(
                 {"estimator": name, "n": n, "used": name != "same_data", "sets": sets}
@@ -179,8 +179,9 @@ def _cover(
         together = min(SAME_DRAWS, sets - start)
         values = draw(rng, (n, together))
         drawn = intervals.resample(rng, n, RESAMPLES)
-        found = intervals.of_means(values, drawn, np.full(together, share), confidence=confidence)
-        ours.append([found.low, found.high])
+        shares = np.full(together, share)
+        estimates = intervals.of_means(values, drawn, shares, confidence=confidence)
+        ours.append([estimates.low, estimates.high])
         contrast.append(np.quantile(drawn @ values / n, [tail, 1 - tail], axis=0))
     first, second = (np.concatenate(parts, axis=1) for parts in (ours, contrast))
     return (first[0], first[1]), (second[0], second[1])
@@ -234,7 +235,8 @@ def _estimates(
     for name, (values, true) in scored.items():
         drawn = intervals.resample(rng, len(values), RESAMPLES)
         shares = np.ones(values.shape[1], dtype=bool)
-        found = intervals.of_means(values, drawn, shares, confidence=confidence)
+        estimates = intervals.of_means(values, drawn, shares, confidence=confidence)
         aimed = true if name == "single_feature" else [np.mean(true)]
-        result[name] = np.stack([found.low, found.high, found.estimate, np.asarray(aimed)])
+        ends = [estimates.low, estimates.high]
+        result[name] = np.stack([*ends, estimates.estimate, np.asarray(aimed)])
     return result

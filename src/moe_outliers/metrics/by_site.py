@@ -152,8 +152,8 @@ def _expert_table(
     model: ModelStatistics, load: Array, associations: list[routing.Association], feeding: Array
 ) -> pa.Table:
     statistics, experts = model.statistics, load.shape[2]
-    route, found = statistics["route"].values, Attribution.of(statistics)
-    p, unpicked = np.stack([one.p for one in associations]), found.feature < 0
+    route, attribution = statistics["route"].values, Attribution.of(statistics)
+    p, unpicked = np.stack([one.p for one in associations]), attribution.feature < 0
     magnitude = model.criteria.magnitude
     by_magnitude = [
         routing.magnitude_lift(route[:, block], feeding[:, block], experts, magnitude)
@@ -169,16 +169,16 @@ def _expert_table(
         "lift_p": p,
         "lift_q": benjamini_hochberg(p.ravel()),
         "lift_magnitude": np.stack(by_magnitude),
-        "largest": found.largest,
-        "largest_feature": np.where(unpicked, np.nan, found.feature),
-        "largest_sequence": np.where(unpicked, np.nan, model.sequences[found.sequence]),
-        "largest_position": np.where(unpicked, np.nan, found.position),
-        "abs_max_mean": found.mean,
-        "raw_abs_max": found.raw_max,
-        "super_expert": found.is_super,
-        "super_sequence_share": found.super_sequence_share,
-        "jump_share": found.jump_share,
-        "jump_sequences": found.jump_sequences,
+        "largest": attribution.largest,
+        "largest_feature": np.where(unpicked, np.nan, attribution.feature),
+        "largest_sequence": np.where(unpicked, np.nan, model.sequences[attribution.sequence]),
+        "largest_position": np.where(unpicked, np.nan, attribution.position),
+        "abs_max_mean": attribution.mean,
+        "raw_abs_max": attribution.raw_max,
+        "super_expert": attribution.is_super,
+        "super_sequence_share": attribution.super_sequence_share,
+        "jump_share": attribution.jump_share,
+        "jump_sequences": attribution.jump_sequences,
     }
     flat = {name: np.ravel(column) for name, column in columns.items()}
     return parquet.table(EXPERTS, {"model": model.slug} | flat)

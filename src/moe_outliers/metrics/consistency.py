@@ -125,13 +125,13 @@ def shift_test(fires: Array, shifts: Shifts, screen: int | None = None) -> Shift
 
     Source: Besag and Clifford 1989 for p; Cohen 1960 for the form of kappa.
     """
-    found: list[Array] = [np.zeros((3, 0))]
+    parts: list[Array] = [np.zeros((3, 0))]
     for start in range(0, fires.shape[2], CHUNK):
         indices = _indices(fires[:, :, start : start + CHUNK], shifts.steps)
         observed = indices[:, 0].mean(axis=0)
         p = _p_values(shifts.plan, indices.reshape(-1, indices.shape[-1]), observed, screen)
-        found.append(np.stack([observed, indices.mean(axis=(0, 1)), p]))
-    observed, expected, p = np.concatenate(found, axis=1)
+        parts.append(np.stack([observed, indices.mean(axis=(0, 1)), p]))
+    observed, expected, p = np.concatenate(parts, axis=1)
     room = 1 - expected
     certain = room < ROUNDING
     kappa = np.where(certain, np.nan, (observed - expected) / np.where(certain, 1, room))
@@ -169,9 +169,9 @@ def _indices(fires: Array, shifts: Any) -> Array:
     size = sets.sum(axis=2)
     first, second = np.triu_indices(len(fires), 1)
     together = (size[:, first] + size[:, second]).T
-    found = np.empty((len(first), len(shifts), len(sets)))
+    indices = np.empty((len(first), len(shifts), len(sets)))
     for place, shift in enumerate(shifts):
         moved = np.roll(sets, shift, axis=2)
         both = (sets @ moved.transpose(0, 2, 1))[:, first, second].T.astype(float)
-        found[:, place] = both / np.maximum(together - both, 1)
-    return found
+        indices[:, place] = both / np.maximum(together - both, 1)
+    return indices

@@ -78,10 +78,10 @@ class Counts:
         Raises:
             ValueError: if the file has no counts at that threshold.
         """
-        found = np.flatnonzero(np.isclose(self.alphas, alpha))
-        if not len(found):
+        matches = np.flatnonzero(np.isclose(self.alphas, alpha))
+        if not len(matches):
             raise ValueError(f"no counts at threshold {alpha:g}; extract.alphas: {self.alphas}")
-        return (self.z if basis == "z" else self.x)[:, :, found[0]]
+        return (self.z if basis == "z" else self.x)[:, :, matches[0]]
 
     def firing(self, basis: Basis, alpha: float, position_share: float) -> Array:
         """Say at which sites a feature fires (M2): at enough positions.

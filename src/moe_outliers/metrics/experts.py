@@ -74,8 +74,8 @@ class Attribution:
         sequence = np.abs(written).argmax(axis=0)
 
         def at_largest(name: str) -> Array:
-            found = np.take_along_axis(statistics[name].values, sequence[None], axis=0)
-            return found[0]
+            values = np.take_along_axis(statistics[name].values, sequence[None], axis=0)
+            return values[0]
 
         each = np.stack([super_experts(one, block, blocks) for one in raw])
         share, number = _jump(statistics, written)

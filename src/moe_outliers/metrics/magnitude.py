@@ -161,11 +161,11 @@ def type_shares(statistics: xr.Dataset, counts: Array) -> Array:
     other = counts.sum(axis=1, dtype=float) - first - delimiter
     delimiters = statistics["delimiters"].values[:, None].astype(float)
     positions = statistics["positions"].values[:, None] - delimiters - 1
-    found = [
+    shares = [
         np.where(there > 0, number / np.maximum(sites * there, 1), np.nan)
         for number, there in ((first, np.ones(1)), (delimiter, delimiters), (other, positions))
     ]
-    return np.stack(found)
+    return np.stack(shares)
 
 
 def _argmax(values: Array) -> tuple[Array, Array]:

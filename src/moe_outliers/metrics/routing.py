@@ -31,10 +31,10 @@ def loads(route: Array, experts: int) -> Array:
     Returns:
         (sequence, moe_block, expert), summing to 1.
     """
-    found = np.zeros((*route.shape[:2], experts))
+    counts = np.zeros((*route.shape[:2], experts))
     for sequence, block in np.ndindex(*route.shape[:2]):
-        found[sequence, block] = np.bincount(route[sequence, block].ravel(), minlength=experts)
-    return found / (route.shape[2] * route.shape[3])
+        counts[sequence, block] = np.bincount(route[sequence, block].ravel(), minlength=experts)
+    return counts / (route.shape[2] * route.shape[3])
 
 
 def load_entropy(load: Array) -> Array:
@@ -156,12 +156,12 @@ def _meetings(route: Array, tokens: Array, experts: int) -> Array:
         (sequence of the tokens, sequence of the routes, expert).
     """
     sequences = len(tokens)
-    found = np.zeros((sequences, sequences, experts))
+    counts = np.zeros((sequences, sequences, experts))
     for row in range(sequences):
         picked = route[:, tokens[row]].reshape(sequences, -1).astype(np.int64)
         flat = (picked + np.arange(sequences)[:, None] * experts).ravel()
-        found[row] = np.bincount(flat, minlength=sequences * experts).reshape(sequences, experts)
-    return found
+        counts[row] = np.bincount(flat, minlength=sequences * experts).reshape(sequences, experts)
+    return counts
 
 
 def _information(first: Array, tokens: Array, experts: int) -> Array:

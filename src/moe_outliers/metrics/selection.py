@@ -137,12 +137,14 @@ def stability(extent: Array, layer_share: float, rng: np.random.Generator) -> li
         layer_share: the smallest mean extent.
         rng: draws the halves.
     """
-    found = []
+    agreements = []
     for _ in range(SPLITS):
         shuffled = rng.permutation(len(extent))
         half = len(extent) // 2
-        found.append(Agreement.of(extent[shuffled[:half]], extent[shuffled[half:]], layer_share))
-    return found
+        agreements.append(
+            Agreement.of(extent[shuffled[:half]], extent[shuffled[half:]], layer_share)
+        )
+    return agreements
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ class PlainReducer:
     ) -> None:
         """Reduce the output of a norm."""
         z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
-        found = reduction.site(x, z, self._delimiter[sequence], self._alphas)
-        self._kept("site", number, sequence, found)
+        values = reduction.site(x, z, self._delimiter[sequence], self._alphas)
+        self._kept("site", number, sequence, values)
         hits[sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
@@ -34,8 +34,8 @@ class PlainReducer:
 
     def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
         """Reduce what a router returned."""
-        found = reduction.router(*routing, bias, self._family.scores)
-        self._kept("moe", number, sequence, found)
+        values = reduction.router(*routing, bias, self._family.scores)
+        self._kept("moe", number, sequence, values)
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the outputs of the experts."""
@@ -46,9 +46,9 @@ class PlainReducer:
             reduction.experts(r, r * w[..., None], p, count) for r, w, p in zip(*parts, strict=True)
         ]
 
-    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+    def mlp(self, number: int, sequence: int, largest: dict[str, Tensor], total: Tensor) -> None:
         """Store each expert's largest output, and the whole MLP's output there."""
-        self._kept("moe", number, sequence, found | total_of(found, total))
+        self._kept("moe", number, sequence, largest | total_of(largest, total))
 
     def flush(self) -> None:
         """Do nothing: each activation is reduced as it comes."""

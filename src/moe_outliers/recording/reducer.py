@@ -59,16 +59,16 @@ class Reducer(Protocol):
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the outputs of all `count` experts, sequence by sequence."""
 
-    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+    def mlp(self, number: int, sequence: int, largest: dict[str, Tensor], total: Tensor) -> None:
         """Take what `experts` returned, and the whole MLP's output, (expert,), at those places."""
 
     def flush(self) -> None:
         """Reduce and store everything that was taken."""
 
 
-def total_of(found: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+def total_of(largest: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
     """Return the whole MLP's output at each expert's largest value; 0 for an unpicked expert."""
-    unpicked = found["expert_max_feature"] < 0
+    unpicked = largest["expert_max_feature"] < 0
     return {"expert_total": torch.where(unpicked, 0.0, total.float())}
 
 

@@ -89,10 +89,10 @@ def compare(
         for model in (slug for slug in entry["models"] if slug in models):
             for feature in entry.get("features", [None]):
                 if feature is None:
-                    found = measured.get((model, entry["quantity"]))
+                    value = measured.get((model, entry["quantity"]))
                 else:
-                    found = single.get((model, feature), {}).get(entry["quantity"])
-                rows.append(_row(entry, model, feature, found, reference["sources"]))
+                    value = single.get((model, feature), {}).get(entry["quantity"])
+                rows.append(_row(entry, model, feature, value, reference["sources"]))
     return parquet.of_rows(SCHEMA, rows)
 
 
@@ -107,27 +107,27 @@ def _measured(intervals: pa.Table, sensitivity: pa.Table) -> dict[tuple[str, str
     """Return the measured quantities by slug of the model and name."""
     frame = intervals.to_pandas()
     old = frame[frame["metric"].str.startswith("legacy_")]
-    found: dict[tuple[str, str], Any] = {
+    quantities: dict[tuple[str, str], Any] = {
         (row.model, row.metric): row.estimate for row in old.itertuples()
     }
     cells = sensitivity.to_pandas()
     for row in cells[cells["headline"] & (cells["basis"] == "fires")].itertuples():
-        found[row.model, "model_class"] = row.model_class
-        found[row.model, "n_systematic"] = float(row.n_systematic)
-    return found
+        quantities[row.model, "model_class"] = row.model_class
+        quantities[row.model, "n_systematic"] = float(row.n_systematic)
+    return quantities
 
 
 def _row(
-    entry: Mapping[str, Any], model: str, feature: int | None, found: Any, sources: Any
+    entry: Mapping[str, Any], model: str, feature: int | None, measured: Any, sources: Any
 ) -> dict[str, Any]:
     text, value = entry.get("text"), entry.get("value")
     low, high = entry.get("low"), entry.get("high")
     if value is not None:
         low, high = value - entry["step"] / 2, value + entry["step"] / 2
-    missing = found is None or (text is None and np.isnan(found))
+    missing = measured is None or (text is None and np.isnan(measured))
     agrees = None
     if not missing:
-        agrees = found == text if text else bool(low <= found <= high)
+        agrees = measured == text if text else bool(low <= measured <= high)
     return {
         "model": model,
         "quantity": entry["quantity"],
@@ -136,8 +136,8 @@ def _row(
         "expected_low": low,
         "expected_high": high,
         "expected_text": text,
-        "measured": None if text or missing else float(found),
-        "measured_text": found if text and not missing else None,
+        "measured": None if text or missing else float(measured),
+        "measured_text": measured if text and not missing else None,
         "agrees": agrees,
         "source": entry["source"],
         "source_text": sources[entry["source"]],

@@ -60,7 +60,7 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         differences=list(sentences.differences(summary)),
         correlations=list(sentences.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
-        models=[_model(model, found) for model, found in sentences.models_of(summary).items()],
+        models=[_model(model, own) for model, own in sentences.models_of(summary).items()],
         validation=summary["validation"],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),
@@ -73,18 +73,18 @@ def opening(summary: Mapping[str, Any]) -> str:
     return "\n".join(["The answer", "----------", "", *lines, ""])
 
 
-def costs(found: Sequence[receipts.Receipt]) -> list[dict[str, Any]]:
+def costs(batches: Sequence[receipts.Receipt]) -> list[dict[str, Any]]:
     """List the machine of each model, and what rented ones cost at their hourly price.
 
     Args:
-        found: the receipts of all batches.
+        batches: the receipts of all batches.
 
     Returns:
         A row a model and machine: model, device, pod, seconds, dollars; the last three None where
         the machine was one's own.
     """
     rows: dict[tuple[str, str, str | None], dict[str, Any]] = {}
-    for receipt in found:
+    for receipt in batches:
         pod = receipt.pod
         row = rows.setdefault(
             (receipt.model, receipt.device, pod.id if pod else None),
@@ -111,19 +111,19 @@ def _figure(name: str, plots: Path, criteria: Criteria) -> dict[str, str]:
     }
 
 
-def _model(model: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    features = [row for row in found["features"] if row["class"] != "none"]
+def _model(model: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    features = [row for row in summary["features"] if row["class"] != "none"]
     return {
         "name": model,
-        "found": found,
-        "how_sure": sentences.how_sure(model, found),
-        "evidence": sentences.evidence(found),
-        "numbers": list(sentences.numbers(found)),
+        "found": summary,
+        "how_sure": sentences.how_sure(model, summary),
+        "evidence": sentences.evidence(summary),
+        "numbers": list(sentences.numbers(summary)),
         "features": features[:FEATURES],
-        "controls": list(sentences.controls(found)),
-        "cross_batch": sentences.cross_batch(found),
-        "legacy": list(sentences.legacy(found)),
-        "warnings": [row["detail"] for row in found["warnings"]],
+        "controls": list(sentences.controls(summary)),
+        "cross_batch": sentences.cross_batch(summary),
+        "legacy": list(sentences.legacy(summary)),
+        "warnings": [row["detail"] for row in summary["warnings"]],
     }
 
 

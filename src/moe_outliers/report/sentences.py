@@ -109,7 +109,7 @@ def classes(summary: Summary) -> dict[str, list[str]]:
     return kinds
 
 
-def evidence(found: Mapping[str, Any]) -> dict[str, Any]:
+def evidence(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the evidence for a model's class; None where there is none of a kind.
 
     Returns:
@@ -117,20 +117,20 @@ def evidence(found: Mapping[str, Any]) -> dict[str, Any]:
         they hold; `extent`: of the outlier features; both with intervals; `stable`: the
         thresholds around the one that is set at which the class is the same.
     """
-    kind = found["model_class"]
-    mass = found["mass_shares"].get(kind)
-    extent = found["numbers"].get("extent_site_share", {}).get("fires")
+    kind = summary["model_class"]
+    mass = summary["mass_shares"].get(kind)
+    extent = summary["numbers"].get("extent_site_share", {}).get("fires")
     return {
-        "features": int(found["classes_of_features"][kind]) if mass else None,
+        "features": int(summary["classes_of_features"][kind]) if mass else None,
         "mass": mass,
         "extent": extent if extent and extent["estimate"] is not None else None,
-        "stable": _stable(found, "model_class", "alpha"),
+        "stable": _stable(summary, "model_class", "alpha"),
     }
 
 
-def how_sure(model: str, found: Mapping[str, Any]) -> str:
+def how_sure(model: str, summary: Mapping[str, Any]) -> str:
     """Say a model's class with the evidence for it."""
-    label, shown = named(found["model_class"]), evidence(found)
+    label, shown = named(summary["model_class"]), evidence(summary)
     parts = [f"{model} is called {label}"]
     if shown["mass"]:
         one = shown["features"] == 1
@@ -139,19 +139,19 @@ def how_sure(model: str, found: Mapping[str, Any]) -> str:
         parts.append(f"{shown['features']} {noun} {label} and {holds} {mass} of the outlier mass")
     if shown["extent"]:
         parts.append(f"mean extent of the outlier features {interval(shown['extent'])}")
-    if stable := _range(found, "model_class", "alpha"):
+    if stable := _range(summary, "model_class", "alpha"):
         parts.append(f"the class is {stable}")
     return "; ".join(parts) + "."
 
 
-def controls(found: Mapping[str, Any]) -> Iterator[str]:
+def controls(summary: Mapping[str, Any]) -> Iterator[str]:
     """Say what the controls of a model show."""
-    expected, got = found["surrogate_n_dims"], found["candidates"]
+    expected, got = summary["surrogate_n_dims"], summary["candidates"]
     yield (
         f"Features that pass by x: {got}; Gaussian activations behind the model's own gains would "
         f"give {expected}."
     )
-    by = {name: named(found[f"class_{name}"]) for name in ("x", "z")}
+    by = {name: named(summary[f"class_{name}"]) for name in ("x", "z")}
     yield f"By x alone the model would be {by['x']}, by z alone {by['z']}."
     for number, said in (
         ("model_class", "The class"),
@@ -161,7 +161,7 @@ def controls(found: Mapping[str, Any]) -> Iterator[str]:
             ("alpha", "the threshold"),
             ("position_share", "the share of positions"),
         ):
-            if stable := _range(found, number, along):
+            if stable := _range(summary, number, along):
                 yield f"{said} along {name}: {stable}."
 
 
@@ -202,9 +202,9 @@ def _meaning(row: Mapping[str, Any]) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}{other}"
 
 
-def legacy(found: Mapping[str, Any]) -> Iterator[str]:
+def legacy(summary: Mapping[str, Any]) -> Iterator[str]:
     """Say a model's old numbers beside the corrected ones."""
-    for row in found["legacy"]:
+    for row in summary["legacy"]:
         if row["basis"] != "fires" or row["legacy"] is None:
             continue
         published = "" if row["published"] is None else f", published {row['published']:g}"
@@ -215,9 +215,9 @@ def legacy(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: old {row['legacy']:.3g} (biased{published}), corrected {corrected}."
 
 
-def cross_batch(found: Mapping[str, Any]) -> str:
+def cross_batch(summary: Mapping[str, Any]) -> str:
     """Say in one sentence how well single sequences agree with all others."""
-    rows = found["cross_batch"]
+    rows = summary["cross_batch"]
     alike = [row["jaccard"] for row in rows if row["jaccard"] is not None]
     if not alike:
         return "No sequence has a candidate, alone or in the others."
@@ -228,14 +228,14 @@ def cross_batch(found: Mapping[str, Any]) -> str:
     )
 
 
-def numbers(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield a model's headline numbers: the meaning, the number with its interval, the method."""
     for metric, (meaning, basis) in NUMBERS.items():
-        number = found["numbers"].get(metric, {}).get(basis)
+        number = summary["numbers"].get(metric, {}).get(basis)
         if number is None:
             continue
         yield meaning, interval(number), _method(number)
-    for kind, number in found["type_shares"].items():
+    for kind, number in summary["type_shares"].items():
         meaning = f"share of positions at or above 6: {POSITIONS[kind]}"
         yield meaning, interval(number), _method(number)
 
@@ -266,15 +266,15 @@ def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _stable(found: Mapping[str, Any], headline: str, along: str) -> Mapping[str, Any] | None:
-    for row in found["stable_ranges"]:
+def _stable(summary: Mapping[str, Any], headline: str, along: str) -> Mapping[str, Any] | None:
+    for row in summary["stable_ranges"]:
         if (row["headline"], row["along"], row["basis"]) == (headline, along, "fires"):
             return row
     return None
 
 
-def _range(found: Mapping[str, Any], headline: str, along: str) -> str:
-    row = _stable(found, headline, along)
+def _range(summary: Mapping[str, Any], headline: str, along: str) -> str:
+    row = _stable(summary, headline, along)
     if row is None:
         return ""
     what = "alpha" if along == "alpha" else "position share"

@@ -98,8 +98,8 @@ def _keyed(
     """Return a headline number by name; names without a row are left out."""
     rows = intervals[(intervals["metric"] == metric) & intervals["headline"]]
     rows = rows[(rows["basis"] == basis) & rows[key].isin(names)]
-    found = {row[key]: _number(row) for row in rows.to_dict("records")}
-    return {name: found[name] for name in names if name in found}
+    numbers = {row[key]: _number(row) for row in rows.to_dict("records")}
+    return {name: numbers[name] for name in names if name in numbers}
 
 
 def _number(row: Mapping[Any, Any]) -> dict[str, Any]:

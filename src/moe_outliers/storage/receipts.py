@@ -171,36 +171,36 @@ def fault(
         if not path.is_file():
             return f"the {what} is missing"
     try:
-        found = read(receipt)
+        stated = read(receipt)
     except (ValueError, OSError) as error:
         return f"the receipt is invalid: {error}"
-    return mismatch(found, expected) or _damage(statistics, found, sha256)
+    return mismatch(stated, expected) or _damage(statistics, stated, sha256)
 
 
-def _damage(statistics: Path, found: Receipt, sha256: Callable[[Path], str]) -> str | None:
+def _damage(statistics: Path, stated: Receipt, sha256: Callable[[Path], str]) -> str | None:
     size = statistics.stat().st_size
-    if found.file != statistics.name:
-        return f"the receipt is of {found.file}"
-    if size != found.size:
-        return f"{size} bytes, the receipt says {found.size}"
-    if sha256(statistics) != found.sha256:
+    if stated.file != statistics.name:
+        return f"the receipt is of {stated.file}"
+    if size != stated.size:
+        return f"{size} bytes, the receipt says {stated.size}"
+    if sha256(statistics) != stated.sha256:
         return "the content differs from its receipt (sha256)"
     return None
 
 
-def mismatch(found: Receipt, expected: Expected) -> str | None:
+def mismatch(stated: Receipt, expected: Expected) -> str | None:
     """Return in what a receipt differs from what is expected, or None."""
     for name in ("model", "repo", "revision", "batch", "sequences"):
-        wanted, got = getattr(expected, name), getattr(found, name)
+        wanted, got = getattr(expected, name), getattr(stated, name)
         if wanted != got:
             return f"made for {name} {got}, expected {wanted}"
-    if found.engine != versions.EXTRACT:
-        return f"made by version {found.engine} of the extraction, this is {versions.EXTRACT}"
-    if found.settings != expected.settings:
+    if stated.engine != versions.EXTRACT:
+        return f"made by version {stated.engine} of the extraction, this is {versions.EXTRACT}"
+    if stated.settings != expected.settings:
         return "made with other settings of `extract`"
-    if expected.ids_sha256 is not None and found.ids_sha256 != expected.ids_sha256:
+    if expected.ids_sha256 is not None and stated.ids_sha256 != expected.ids_sha256:
         return "made from other token ids"
-    if expected.checkpoint is not None and found.checkpoint != expected.checkpoint:
+    if expected.checkpoint is not None and stated.checkpoint != expected.checkpoint:
         return "made from other weights"
     return None
 

@@ -254,10 +254,10 @@ def read_all(
         stack.enter_context(_failing(f"{paths[0]} and its siblings"))
         batches = [stack.enter_context(h5py.File(path)) for path in paths]
         held = [batch["sequence"][...].tolist() for batch in batches]
-        found = sorted(sequence for part in held for sequence in part)
-        wanted = found if order is None else list(order)
-        if found != sorted(set(wanted)):
-            raise ValueError(f"they hold the sequences {found}, not {wanted}")
+        sequences = sorted(sequence for part in held for sequence in part)
+        wanted = sequences if order is None else list(order)
+        if sequences != sorted(set(wanted)):
+            raise ValueError(f"they hold the sequences {sequences}, not {wanted}")
         rows = [[wanted.index(sequence) for sequence in part] for part in held]
         merged = {
             name: _merge(str(name), variable, batches, rows)

@@ -74,12 +74,12 @@ def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such settings file")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: no settings: it must hold keys with values, such as `seed: 0`")
-    return found
+    return values
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

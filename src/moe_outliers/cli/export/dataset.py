@@ -74,8 +74,8 @@ def _card(summary: sentences.Summary, tables: Path) -> Iterator[str]:
     yield from (f"- {line}" for line in sentences.answer(summary))
     yield "\n## Tables\n\n| config | rows | columns |\n| --- | --- | --- |"
     for name in TABLES:
-        found = pq.read_metadata(tables / f"{name}.parquet")
-        yield f"| `{name}` | {found.num_rows} | {found.num_columns} |"
+        metadata = pq.read_metadata(tables / f"{name}.parquet")
+        yield f"| `{name}` | {metadata.num_rows} | {metadata.num_columns} |"
     yield (
         "\nThe config `dictionary` explains every column, `metrics` every metric; `provenance` "
         "says on what each model was computed. `summary.json` holds the same in short. Made by "

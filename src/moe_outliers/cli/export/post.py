@@ -68,8 +68,8 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
             yield f"\n## {section}\n"
         for name in names:
             yield from ("", *_figure(name, words, criteria))
-    for model, found in models.items():
-        yield from _model(model, found)
+    for model, own in models.items():
+        yield from _model(model, own)
     yield "\n## How it was measured\n"
     yield (
         f"A feature fires at a site where at least {criteria.position_share:.0%} of the "
@@ -82,16 +82,16 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
     yield ""
 
 
-def _model(model: str, found: Mapping[str, Any]) -> Iterator[str]:
+def _model(model: str, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {model}\n"
-    yield f"{_plain(sentences.how_sure(model, found))}\n"
+    yield f"{_plain(sentences.how_sure(model, summary))}\n"
     yield "| | estimate, interval | made by |\n| --- | --- | --- |"
-    yield from (f"| {_plain(' | '.join(row))} |" for row in sentences.numbers(found))
+    yield from (f"| {_plain(' | '.join(row))} |" for row in sentences.numbers(summary))
     yield ""
-    lines = [*sentences.controls(found), sentences.cross_batch(found)]
+    lines = [*sentences.controls(summary), sentences.cross_batch(summary)]
     yield from (f"- {_plain(line)}" for line in lines)
-    yield from (f"- {_plain(line)}" for line in sentences.legacy(found))
-    yield from (f"- Warning: {_plain(row['detail'])}" for row in found["warnings"])
+    yield from (f"- {_plain(line)}" for line in sentences.legacy(summary))
+    yield from (f"- Warning: {_plain(row['detail'])}" for row in summary["warnings"])
 
 
 def _figure(name: str, words: Mapping[str, str], criteria: Criteria) -> Iterator[str]:

@@ -77,10 +77,10 @@ class BatchedReducer:
         with self._on_device:
             return launch.experts(picks, count, sequences)
 
-    def mlp(self, number: int, sequence: int, found: dict[str, Tensor], total: Tensor) -> None:
+    def mlp(self, number: int, sequence: int, largest: dict[str, Tensor], total: Tensor) -> None:
         """Hold each expert's largest output, and the whole MLP's output there."""
-        key, fixed = ("moe", number, "experts"), (tuple(found),)
-        self._hold(key, sequence, (*found.values(), total), fixed)
+        key, fixed = ("moe", number, "experts"), (tuple(largest),)
+        self._hold(key, sequence, (*largest.values(), total), fixed)
 
     def flush(self) -> None:
         """Reduce all that is held; if memory runs out, the rest stays held for another try."""
@@ -141,8 +141,8 @@ class BatchedReducer:
             return launch.routers(list(zip(*parts, strict=True)), bias, self._family.scores)
         if kind == "experts":
             *values, total = map(torch.stack, parts)
-            found = dict(zip(*fixed, values, strict=True))
-            return found | total_of(found, total)
+            largest = dict(zip(*fixed, values, strict=True))
+            return largest | total_of(largest, total)
         hits, eps = fixed
         xs, hs = parts
         return launch.sites(
@@ -172,6 +172,7 @@ def compare_with_plain(device: str) -> None:
     hits, limits = [torch.zeros_like(h, dtype=torch.bool)], torch.tensor(alphas, device=device)
     how: Any = {"alphas": limits, "eps": 1e-6, "layer_norm": False}
     launch.compile_all(h, delimiter, limits, layer_norm=False)
-    found = launch.sites([h], [h], launch.kinds(delimiter), hits, **how) | launch.residuals([h])
+    computed = launch.sites([h], [h], launch.kinds(delimiter), hits, **how)
+    computed |= launch.residuals([h])
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(computed[name][0].to(value.dtype), value, rtol=1e-5, atol=1e-6)

@@ -46,12 +46,12 @@ def residual_rows(
     size = tl.abs(row_of(hs, sequence, position, columns, there, width, H))
     tl.store(peaks + sequence * positions + position, tl.max(size, 0))
     bits = tl.where(there, size.to(tl.int32, bitcast=True), 0x7FFFFFFF)
-    below, found = (width - 1) // 2, 0
+    below, median = (width - 1) // 2, 0
     for step in tl.static_range(31 - LOWEST_BIT):
-        trial = found | (1 << (30 - step))
+        trial = median | (1 << (30 - step))
         count = tl.sum((bits < trial).to(tl.int32), 0)
-        found = tl.where(count <= below, trial, found)
-    tl.store(medians + sequence * positions + position, found.to(tl.float32, bitcast=True))
+        median = tl.where(count <= below, trial, median)
+    tl.store(medians + sequence * positions + position, median.to(tl.float32, bitcast=True))
 
 
 @triton.jit

@@ -225,15 +225,15 @@ def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
         "expert_max_position": torch.int32,
         "expert_raw_max": torch.float32,
     }
-    found = {
+    values = {
         name: torch.empty((sequences, count), dtype=kind, device=device)
         for name, kind in kinds.items()
     }
     block_kernels.expert_places[count, sequences](
-        peaks, features, raw_peaks, picked.contiguous(), *found.values(), k,
+        peaks, features, raw_peaks, picked.contiguous(), *values.values(), k,
         rows // sequences, LONG=_LONG,
     )  # fmt: skip
-    return [{name: value[n] for name, value in found.items()} for n in range(sequences)]
+    return [{name: value[n] for name, value in values.items()} for n in range(sequences)]
 
 
 def routers(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
-from moe_outliers.storage.statistics_file import SCHEMES
+from moe_outliers.storage.statistics_file import KINDS, SCHEMES
 
 GAUSSIAN_KURTOSIS = 3.0
 USUAL = 0.5
@@ -126,7 +126,7 @@ def kurtosis(tables: Tables, _: Criteria) -> Drawn:
     figure = Figure(figsize=(7.5, 3.4))
     panels = figure.subplots(1, 2, sharey=True)
     shown: set[str] = set()
-    for axes, kind in zip(panels, ("attn_in", "mlp_in"), strict=True):
+    for axes, kind in zip(panels, KINDS, strict=True):
         for model, look in known.items():
             rows = _by(tables["intervals"], model, "excess_kurtosis", "site")
             rows = rows[rows["kind"] == kind]

@@ -123,12 +123,12 @@ def consistency(tables: Tables, criteria: Criteria) -> Drawn:
     figure, panels = grid(len(known))
     counts, handles = [], {}
     for axes, model in zip(panels, known, strict=True):
-        found = features[(features["model"] == model) & (features["class"] != "none")]
-        if found.empty:
+        candidates = features[(features["model"] == model) & (features["class"] != "none")]
+        if candidates.empty:
             empty(axes, model, "no candidates")
             continue
         for name, (colour, mark, _) in CLASSES.items():
-            rows = found[found["class"] == name]
+            rows = candidates[candidates["class"] == name]
             if rows.empty:
                 continue
             area = 12 + 200 * rows["mass_share"]
@@ -139,8 +139,8 @@ def consistency(tables: Tables, criteria: Criteria) -> Drawn:
         for threshold in (criteria.layer_share, SYSTEMATIC_EXTENT):
             axes.axvline(threshold, color="#888888", lw=0.7, ls=":")
         axes.set(title=model, xlim=(0, 1.05), ylim=(-0.05, 1.1), ylabel="consistency")
-        axes.set_xlabel(f"extent by x ({len(found)} candidate{'s' * (len(found) > 1)})")
-        counts.append(f"{model}: {', '.join(_counted(found['class']))}")
+        axes.set_xlabel(f"extent by x ({len(candidates)} candidate{'s' * (len(candidates) > 1)})")
+        counts.append(f"{model}: {', '.join(_counted(candidates['class']))}")
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=5)
     return figure, f"Candidates by class. {'; '.join(counts)}."
 

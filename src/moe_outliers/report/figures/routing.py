@@ -37,10 +37,10 @@ def experts(tables: Tables, _: Criteria) -> Drawn:
         lift = np.log2(_table(rows, "lift").replace(0, np.nan))
         most = max(float(np.nanmax(np.abs(lift.to_numpy()), initial=0.1)), 0.1)
         _heat(row[2], lift, "log2 lift", cmap="cividis", vmin=-most, vmax=most)
-        found = rows[rows["super_expert"]]
+        super_experts = rows[rows["super_expert"]]
         names = [
             f"block {r.block} expert {r.expert} (feature {r.largest_feature:.0f})"
-            for r in found.itertuples()
+            for r in super_experts.itertuples()
         ]
         told.append(f"{model}: {', '.join(names[:5]) or 'none'}")
     return figure, f"Super experts. {'; '.join(told)}."

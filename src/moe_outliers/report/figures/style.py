@@ -64,12 +64,12 @@ class Look:
 
 def looks(models: Any) -> dict[str, Look]:
     """Assign each model its look, by its number in the table of models alone."""
-    found = {}
+    by_model = {}
     for model, number in zip(models["model"], models["number"], strict=True):
         place = int(number) - 1
         mark, line = MARKS[place % len(MARKS)], LINES[place % len(LINES)]
-        found[str(model)] = Look(COLOURS[place % len(COLOURS)], mark, line)
-    return found
+        by_model[str(model)] = Look(COLOURS[place % len(COLOURS)], mark, line)
+    return by_model
 
 
 @contextmanager
