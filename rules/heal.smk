@@ -30,7 +30,7 @@ def clear_after_dead_owner():
 
 def find_damage():
     """Check every result that is there; the reasons go to `damaged`. Return what is whole."""
-    hashes, ids = damage.memories(full=config["receipts"] == "full")
+    hashes, ids = damage.caches(full=config["receipts"] == "full")
     makers = [each for each in workflow.rules if each.name != "extract"]
     products = [
         path

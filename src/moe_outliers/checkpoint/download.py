@@ -48,7 +48,7 @@ class Shards:
         connections: int = 8,
         chunk_bytes: int = 16 << 20,
     ) -> None:
-        """Prepare; nothing is fetched but by `read_into` until `expect`.
+        """Prepare; before `expect` nothing is downloaded but the ranges that `read_into` asks for.
 
         Args:
             ranges: reads the repository.

@@ -206,7 +206,7 @@ class _Attempt:
         self.got = 0
 
     def run(self, address: str) -> None:
-        """Fill the view from an address, or raise with what was got."""
+        """Fill the view from an address; after an error `got` says how far it came."""
         for _ in range(REDIRECTIONS):
             url = urlsplit(address)
             try:

@@ -117,6 +117,6 @@ def _claim(folder: Path, progress: Progress) -> int:
 
 
 def _boot() -> str:
-    """Name this start of the machine: what a crash left behind is hashed again."""
+    """Return an id of this boot of the machine: after a crash no cached digest is trusted."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text()[:8] if path.is_file() else "unknown"

@@ -1,4 +1,4 @@
-"""The two ways to run a model, and the one that is asked for, opened."""
+"""Opens a model to run it: with its layers streamed, or resident on the device."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

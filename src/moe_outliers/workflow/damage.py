@@ -22,7 +22,7 @@ def token_ids(tokens: Path) -> str:
         return ""
 
 
-def memories(*, full: bool) -> tuple[DigestCache, DigestCache]:
+def caches(*, full: bool) -> tuple[DigestCache, DigestCache]:
     """Return the digest cache and the token-id cache; `full` ignores what they hold."""
     ids = DigestCache(paths.IDS_CACHE, full=full, read=token_ids)
     return DigestCache(paths.DIGEST_CACHE, full=full), ids

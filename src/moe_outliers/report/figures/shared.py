@@ -17,7 +17,7 @@ FIRES = "fires"
 
 
 def whole(intervals: Any, metric: str, basis: str | None = FIRES) -> Any:
-    """Pick one headline number of the whole model, by slug."""
+    """Return a headline number of each whole model, by slug."""
     rows = of_whole_model(intervals[(intervals["metric"] == metric) & intervals["headline"]])
     rows = rows[rows["basis"] == basis] if basis else rows
     return rows.drop_duplicates("model").set_index("model")
