@@ -287,7 +287,7 @@ def plain(tmp_path_factory):
 @pytest.mark.timeout(900)
 def test_a_foreign_workflow_needs_this_distribution_and_no_torch(project, undisturbed, plain):
     """Here, on the pods and in the rehearsal: installed is what pip brought, and nothing else."""
-    imports = [plain, "-c", "import snakemake_executor_plugin_runpod, moe_outliers.cli.app"]
+    imports = [plain, "-c", "import snakemake_executor_plugin_runpod, moe_outliers.cli"]
     assert subprocess.run(imports, cwd="/", check=False).returncode == 0
     torch = [plain, "-c", "import torch"]
     assert subprocess.run(torch, cwd="/", capture_output=True, check=False).returncode != 0
