@@ -152,7 +152,8 @@ def compile_all(h: Tensor, delimiter: Tensor, alphas: Tensor, *, layer_norm: boo
         layer_norm: LayerNorm instead of RMSNorm.
     """
     table, kind = _table([h]), _TYPES[h.dtype]
-    hits = _table([torch.zeros_like(h, dtype=torch.bool)])
+    outliers = torch.zeros_like(h, dtype=torch.bool)
+    hits = _table([outliers])  # holds an address alone: `outliers` must outlive the kernels
     batch = _Sites(
         x_table=table, h_table=table, shape=(1, *h.shape), device=h.device, x=kind, h=kind
     )
