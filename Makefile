@@ -8,15 +8,17 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PLUGIN := packages/snakemake-executor-plugin-runpod
+SOURCES := src scripts tests benchmarks packages
 PARALLEL := --numprocesses 2 --dist loadgroup
 
 .PHONY: install demo demo-runpod check lint types test test-slow test-all oldest soak format constraints clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml envs/constraints.txt
+$(INSTALLED): pyproject.toml $(PLUGIN)/pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '.[extract,runpod,slurm,export,progress,test]'
+	$(BIN)/python -m pip install --quiet -c envs/constraints.txt -e '$(PLUGIN)[sdk,test]' -e '.[extract,runpod,slurm,export,progress,test]'
 	touch $@
 
 demo: install
@@ -28,15 +30,15 @@ demo: install
 # The same on emulated pods: by the real executor and SSH, with nothing rented.
 demo-runpod: install
 	$(BIN)/python -m moe_outliers.demo.miniatures demo/models
-	PYTHONPATH=tests $(BIN)/python -m emulator -- $(BIN)/snakemake --profile runpod --directory demo-runpod \
+	PYTHONPATH=$(PLUGIN)/tests $(BIN)/python -m emulator -- $(BIN)/snakemake --profile runpod --directory demo-runpod \
 	  --configfile config/demo.yaml
 	@echo "figures:  demo-runpod/results/figures/"
 
 check: lint types test
 
 lint: install
-	$(BIN)/ruff format --check src scripts tests benchmarks
-	$(BIN)/ruff check src scripts tests benchmarks
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/snakefmt --check .
 	$(BIN)/snakemake --lint
 
@@ -64,16 +66,17 @@ oldest:
 # Hours of random faults; not in continuous integration.
 soak: install
 	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 CHAOS_DEMO=1 $(BIN)/python -m pytest --timeout 36000 \
-	  tests/executor/test_chaos.py tests/executor/test_life.py tests/workflow/test_pods.py
+	  $(PLUGIN)/tests/test_chaos.py $(PLUGIN)/tests/test_life.py tests/workflow/test_pods.py
 
 format: install
-	$(BIN)/ruff format src scripts tests benchmarks
-	$(BIN)/ruff check --fix src scripts tests benchmarks
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/snakefmt .
 
 constraints:
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --all-extras \
-	  pyproject.toml -o envs/constraints.txt
+	  --no-emit-package snakemake-executor-plugin-runpod \
+	  pyproject.toml $(PLUGIN)/pyproject.toml -o envs/constraints.txt
 	uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
 	  --generate-hashes --extra extract -c envs/constraints.txt pyproject.toml -o envs/worker.txt
 

@@ -3,10 +3,7 @@
 from snakemake.io import strip_wildcard_constraints
 from snakemake.utils import min_version
 
-from snakemake_executor_plugin_runpod import costs
-
 min_version("9.27")
-costs.show(workflow)  # at the end of a dry run with --profile runpod
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"

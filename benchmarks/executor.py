@@ -21,17 +21,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests"), str(ROOT / "tests/executor")]
+sys.path[:0] = [str(ROOT / "packages/snakemake-executor-plugin-runpod/tests")]
 
 from emulator.client import Account, Emulator  # noqa: E402
-from executor_rig import Project  # noqa: E402
+from rig import Project  # noqa: E402
 
-from snakemake_executor_plugin_runpod.api import Endpoint, Spec, open_api  # noqa: E402
-from snakemake_executor_plugin_runpod.fleet import Fleet  # noqa: E402
+from snakemake_executor_plugin_runpod.api.model import Endpoint, Spec  # noqa: E402
+from snakemake_executor_plugin_runpod.api.open import open_api  # noqa: E402
+from snakemake_executor_plugin_runpod.digests import Digests, item  # noqa: E402
 from snakemake_executor_plugin_runpod.ledger import Ledger  # noqa: E402
 from snakemake_executor_plugin_runpod.limits import Limits  # noqa: E402
-from snakemake_executor_plugin_runpod.link import Identity, Link  # noqa: E402
-from snakemake_executor_plugin_runpod.transfer import Digests, item, upload  # noqa: E402
+from snakemake_executor_plugin_runpod.remote.link import Identity, Link  # noqa: E402
+from snakemake_executor_plugin_runpod.remote.transfer import upload  # noqa: E402
+from snakemake_executor_plugin_runpod.renting.fleet import Fleet  # noqa: E402
 
 SMALL, SMALL_BYTES, LARGE_BYTES = 1000, 4096, 200_000_000
 PODS, WATCHED_S = 50, 30

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PLUGIN = "../packages/snakemake-executor-plugin-runpod"
 sys.path.insert(0, str(HERE.parent / "src"))
 
 MARK = "<!-- made by docs/generate.py: {} -->\n"
@@ -73,7 +74,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "variables": ("statistics-file.md", variables),
     "attributes": ("statistics-file.md", attributes),
     "families": ("families.md", families),
-    "settings": ("runpod.md", settings),
+    "settings": (f"{PLUGIN}/docs/further.md", settings),
     "guarantees": ("guarantees.md", guarantees),
 }
 

@@ -1,5 +1,12 @@
 """Statistics of the activations: results/tokens/{model}.parquet -> results/extract/{model}/{batch}.{nc,json}."""
 
+from importlib.util import find_spec
+
+if find_spec("snakemake_executor_plugin_runpod"):  # pods, and who only plots, do without it
+    from snakemake_executor_plugin_runpod import costs
+
+    costs.show(workflow)  # at the end of a dry run with --profile runpod
+
 
 rule extract:
     """Run one model over its sequences; compute only the batches that are missing or invalid."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from canaries import CANARIES, spilt
 from faults import GROUPS as TITLES
 from hypothesis import settings
 from slice import ROOT, VERDICTS, Slice, build
-from snake import CANARIES, spilt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & leave them ignored,
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the programs under test would inherit
@@ -40,14 +40,15 @@ GROUPS = {
 
 seconds: Counter[str] = Counter()
 
-SHARED = {"demo", "undisturbed", "emulator", "analysed"}
-"""Fixtures that take long to make: all tests that use one run in the same process."""
+SHARED = {"demo", "undisturbed", "analysed"}
+"""Fixtures that take long to make: all tests here that use one run in the same process."""
 
 
 @pytest.hookimpl(tryfirst=True)  # the scheduler of the processes reads the marks after it
 def pytest_collection_modifyitems(items):
     for item in items:
-        if shared := SHARED.intersection(item.fixturenames):
+        here = Path(__file__).parent in item.path.parents
+        if here and (shared := SHARED.intersection(item.fixturenames)):
             item.add_marker(pytest.mark.xdist_group(min(shared)))
 
 

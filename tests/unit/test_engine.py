@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import tiny
+from canaries import spilt
 from hub import COMMIT, Fault, Hub
 from running import ALPHAS, DELIMITER, IDS
-from snake import spilt
 
 from moe_outliers import tokenization
 from moe_outliers.storage import parquet, receipts

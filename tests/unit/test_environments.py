@@ -1,12 +1,21 @@
 """Every environment is the one that pyproject.toml and the constraints name."""
 
 import re
+import subprocess
 import tomllib
 
 import yaml
 from snake import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PLUGIN = ROOT / "packages/snakemake-executor-plugin-runpod"
+PLUGINS = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
+REQUIRED = [
+    lines
+    for project in (PROJECT, PLUGINS)
+    for lines in [project["dependencies"], *project["optional-dependencies"].values()]
+]
+OURS = {PROJECT["name"], PLUGINS["name"]}
 _PIN = r"^([\w.-]+)==([^\s;]+)(?: ; (?!python_full_version >= '3.12').*)?$"
 PINS = dict(re.findall(_PIN, (ROOT / "envs/constraints.txt").read_text(), re.M))
 """Versions by name, for Python 3.11."""
@@ -17,18 +26,21 @@ def _names(requirements):
 
 
 def test_every_requirement_is_pinned():
-    wanted = _names(PROJECT["dependencies"])
-    for extra in PROJECT["optional-dependencies"].values():
-        wanted |= _names(extra)
-    assert not wanted - {name.lower() for name in PINS}
+    wanted = set().union(*map(_names, REQUIRED))
+    assert not wanted - OURS - {name.lower() for name in PINS}
+
+
+def test_our_own_distributions_are_never_pinned_to_one_of_an_index():
+    text = (ROOT / "envs/constraints.txt").read_text() + (ROOT / "envs/worker.txt").read_text()
+    assert not [name for name in OURS if re.search(rf"^{re.escape(name)}\b", text, re.M)]
 
 
 def test_pins_are_within_the_ranges_of_the_project():
     from packaging.requirements import Requirement
 
-    for lines in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]:
-        for line in lines:
-            requirement = Requirement(line)
+    for line in (line for lines in REQUIRED for line in lines):
+        requirement = Requirement(line)
+        if requirement.name not in OURS:
             assert requirement.specifier.contains(PINS[requirement.name.lower()]), line
 
 
@@ -67,9 +79,25 @@ def test_the_workflow_of_the_forge_runs_what_ci_runs():
     assert "make check" in (ROOT / ".ci/run").read_text()
 
 
-def test_make_installs_every_extra():
-    (line,) = re.findall(r"pip install .*-e '\.\[(.+)\]'", (ROOT / "Makefile").read_text())
-    assert sorted(line.split(",")) == sorted(PROJECT["optional-dependencies"])
+def test_make_installs_every_extra_of_both_distributions():
+    words = r"pip install .*-e '\$\(PLUGIN\)\[(.+)\]' -e '\.\[(.+)\]'"
+    ((plugins, own),) = re.findall(words, (ROOT / "Makefile").read_text())
+    assert sorted(own.split(",")) == sorted(PROJECT["optional-dependencies"])
+    assert sorted(plugins.split(",")) == sorted(PLUGINS["optional-dependencies"])
+
+
+def test_no_command_lets_an_index_be_asked_for_the_plugin():
+    """Whoever installs the extra `runpod` names the plugin's folder in the same command."""
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    asking = re.compile(r"\[[a-z,]*runpod[a-z,]*\]|install \S*snakemake-executor-plugin-runpod")
+    for name in names:
+        path = ROOT / name
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        for line in re.findall(r"^.*pip install.*$", text.replace("\\\n", " "), re.M):
+            here = "packages/" in line or "$(PLUGIN)" in line
+            assert here or not asking.search(line), (name, line)
 
 
 def test_every_place_names_a_python_that_the_project_supports():

@@ -8,7 +8,9 @@ from snake import ROOT
 
 def marked():
     """Give every test and the faults that it names."""
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in sorted(
+        [*ROOT.glob("tests/**/test_*.py"), *ROOT.glob("packages/*/tests/test_*.py")]
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 for mark in node.decorator_list:

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 SRC = ROOT / "src"
-MODULES = sorted(SRC.rglob("*.py"))
+PACKAGES = {
+    "moe_outliers": SRC,
+    "snakemake_executor_plugin_runpod": ROOT / "packages/snakemake-executor-plugin-runpod/src",
+}
+MODULES = sorted(path for source in PACKAGES.values() for path in source.rglob("*.py"))
 
 
 def _imports(path):
@@ -28,9 +32,13 @@ def _imports(path):
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
+def _package(path):
+    return next(name for name, source in PACKAGES.items() if source in path.parents)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{_package(p)}/{p.name}")
 def test_neither_package_imports_the_other_and_the_science_imports_no_executor(path):
-    package = path.relative_to(SRC).parts[0]
+    package = _package(path)
     forbidden = {
         "moe_outliers": {"snakemake", "runpod", "snakemake_executor_plugin_runpod"},
         "snakemake_executor_plugin_runpod": {"moe_outliers", "torch"},
@@ -57,15 +65,27 @@ def test_functions_stay_within_their_cap():
     assert not long
 
 
-FLOORS = (
-    {"extract", "cli"},
-    {"engine", "report"},
-    {"checkpoint", "demo", "inference"},
-    {"recording", "metrics", "verify", "workflow"},
-    {"storage"},
-    {"stats", "texts", "tokenization", "versions", "progress", "failpoints", "__init__"},
-)
-"""The rooms of moe_outliers and its modules outside of any, from the top: each imports from lower
+FLOORS = {
+    "moe_outliers": (
+        {"extract", "cli"},
+        {"engine", "report"},
+        {"checkpoint", "demo", "inference"},
+        {"recording", "metrics", "verify", "workflow"},
+        {"storage"},
+        {"stats", "texts", "tokenization", "versions", "progress", "failpoints", "__init__"},
+    ),
+    "snakemake_executor_plugin_runpod": (
+        {"costs", "__main__", "__init__"},
+        {"run"},
+        {"commands", "renting", "job"},
+        {"context", "remote"},
+        {"ledger", "task"},
+        {"failures", "needs", "settings", "digests"},
+        {"api"},
+        {"pod", "failpoints", "limits"},
+    ),
+}
+"""The rooms of a package and its modules outside of any, from the top: each imports from lower
 floors only."""
 
 
@@ -74,11 +94,15 @@ def _room(module):
 
 
 @cache
-def _science():
-    """Return which module imports which of moe_outliers, imports inside of functions too."""
-    names = {path: ".".join(path.relative_to(SRC).with_suffix("").parts) for path in MODULES}
+def _arrows(package):
+    """Return which module of a package imports which, imports inside of functions too."""
+    source = PACKAGES[package]
+    names = {
+        path: ".".join(path.relative_to(source).with_suffix("").parts)
+        for path in MODULES
+        if source in path.parents
+    }
     names = {path: name.removesuffix(".__init__") for path, name in names.items()}
-    names = {path: name for path, name in names.items() if name.startswith("moe_outliers")}
     known, arrows = set(names.values()), {}
     for path, name in names.items():
         arrows[name] = set()
@@ -93,27 +117,29 @@ def _science():
     return arrows
 
 
-def test_rooms_import_from_lower_floors_only():
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    assert set(floor) == {_room(module) for module in _science()}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_from_lower_floors_only(package):
+    floor = {room: number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
+    assert set(floor) == {_room(module) for module in _arrows(package)}
     wrong = [
         f"{module} imports {other}"
-        for module, others in _science().items()
+        for module, others in _arrows(package).items()
         for other in others
         if _room(module) != _room(other) and floor[_room(module)] >= floor[_room(other)]
     ]
     assert not wrong
 
 
-def test_no_module_imports_itself_through_others():
-    TopologicalSorter(_science()).prepare()  # raises CycleError, which names the circle
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_through_others(package):
+    TopologicalSorter(_arrows(package)).prepare()  # raises CycleError, which names the circle
 
 
 def test_one_arrow_leads_to_the_gpu_kernels():
     wall = "moe_outliers.recording.gpu"
     arrows = [
         (module, other)
-        for module, others in _science().items()
+        for module, others in _arrows("moe_outliers").items()
         for other in others
         if other.startswith(wall) and not module.startswith(wall)
     ]
@@ -136,7 +162,7 @@ def test_rooms_stay_small_enough_to_be_seen_whole():
 
 
 def test_no_module_has_a_name_of_the_standard_library():
-    names = {name for module in _science() for name in module.split(".")}
+    names = {name for package in PACKAGES for each in _arrows(package) for name in each.split(".")}
     assert not names & set(sys.stdlib_module_names)
 
 
@@ -158,7 +184,7 @@ def test_no_name_of_a_module_is_dead():
     for path in MODULES:
         for node in ast.parse(path.read_text()).body:
             dead = set(_defined(node)) - used
-            assert not dead, f"{path.relative_to(SRC)}: {', '.join(dead)} is used by nothing"
+            assert not dead, f"{path}: {', '.join(dead)} is used by nothing"
 
 
 def _defined(statement):

@@ -14,6 +14,7 @@ from snake import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "config/README.md"])
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted([*ROOT.glob("packages/*/*.md"), *ROOT.glob("packages/*/docs/*.md")])
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(<!-- (?P<mark>[^\n]+) -->\n)?```sh\n(?P<body>.*?)```", re.S)
 STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", "source ")
@@ -77,7 +78,8 @@ def commands():
 
 def templates():
     """Give every text of the program as words; None stands for a word that is filled in."""
-    for path in [*ROOT.glob("src/**/*.py"), ROOT / "rules/heal.smk"]:
+    modules = [*ROOT.glob("src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]
+    for path in [*modules, ROOT / "rules/heal.smk"]:
         source = path.read_text().partition("\nrule ")[0].replace("\nonstart:", "\nif True:")
         for node in ast.walk(ast.parse(source)):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
@@ -169,9 +171,11 @@ def test_every_command_is_one(page, command, mark, demo, tmp_path):
         assert words[1:] == [".venv/bin/activate"]
         return
     if words[0] == "pip":
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        extras = re.search(r"\[(.+)\]", command)[1].split(",")
-        assert set(extras) <= set(project["optional-dependencies"])
+        named = re.findall(r"(\.|packages/[\w-]+)\[([\w,]+)\]", command)
+        assert named
+        for folder, extras in named:
+            project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+            assert set(extras.split(",")) <= set(project["optional-dependencies"])
         return
     environment = os.environ | {"RUNPOD_API_KEY": "", "HOME": str(tmp_path)}
     done = subprocess.run(

@@ -14,7 +14,8 @@ import nbclient
 import nbformat
 import pytest
 import yaml
-from snake import CANARIES, ROOT, spilt
+from canaries import CANARIES, spilt
+from snake import ROOT
 
 from moe_outliers.report.figures.catalogue import FIGURES
 

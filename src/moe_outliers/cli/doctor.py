@@ -171,7 +171,7 @@ def hub() -> Finding:
 def runpod(directory: Path) -> Iterator[Finding]:
     """Ask the executor for RunPod: key, balance, offers, pods that may be alive."""
     if not importlib.util.find_spec(EXECUTOR):
-        fix = "pip install -c envs/constraints.txt -e '.[runpod]'"
+        fix = "make install"
         yield Finding("RunPod", "warning", "the executor is not installed", fix)
         return
     done = _ask([sys.executable, "-m", EXECUTOR, "doctor", "--directory", str(directory)])

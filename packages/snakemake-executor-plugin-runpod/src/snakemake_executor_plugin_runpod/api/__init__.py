@@ -1,0 +1,1 @@
+"""RunPod's API, seen through one small protocol, whichever transport is behind it."""

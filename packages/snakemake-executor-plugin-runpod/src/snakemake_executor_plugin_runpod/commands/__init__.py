@@ -1,0 +1,1 @@
+"""What people are shown of pods: rows, text, and what is wrong with this machine."""

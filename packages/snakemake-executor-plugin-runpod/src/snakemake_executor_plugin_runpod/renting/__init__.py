@@ -1,0 +1,1 @@
+"""Pods: chosen, paid for, rented, watched and ended."""

@@ -1,0 +1,1 @@
+"""One run of Snakemake: its executor, and each job brought to its end."""

@@ -1,0 +1,308 @@
+"""One job on one pod: log in, look at the machine, stage, start, watch, fetch."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from snakemake_executor_plugin_runpod.api.errors import printable
+from snakemake_executor_plugin_runpod.context import Context
+from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
+from snakemake_executor_plugin_runpod.failures import (
+    BadHostError,
+    JobError,
+    PodLostError,
+    ShortageError,
+    available,
+    shortage,
+    tail,
+)
+from snakemake_executor_plugin_runpod.ledger import Lease
+from snakemake_executor_plugin_runpod.remote.console import Console, read
+from snakemake_executor_plugin_runpod.remote.inspection import fault, is_switched, unknown
+from snakemake_executor_plugin_runpod.remote.link import Link, LostError, RemoteError
+from snakemake_executor_plugin_runpod.remote.transfer import Fetch, read_manifest, upload
+from snakemake_executor_plugin_runpod.task import Task
+
+SPEED_S = 5
+SETTLED_NS = 1_000_000_000
+"""A file that was written less than this ago may still be written to."""
+
+LOG_PIECE = 1 << 17
+"""The pod sends a console in pieces of so many bytes."""
+
+ENDED = ("done", "failed")
+
+
+class Attempt:
+    """Drives one job on one pod to its end."""
+
+    def __init__(
+        self, task: Task, lease: Lease, link: Link, context: Context, gone: Callable[[], Any]
+    ) -> None:
+        """Prepare an attempt.
+
+        Args:
+            task: the job.
+            lease: the pod; without an id it is a machine that is not rented.
+            link: to the pod.
+            context: of the run.
+            gone: awaited to learn whether there is no such pod any more; it also brings the
+                link's endpoint up to date.
+        """
+        self.task, self.lease, self.link = task, lease, link
+        self._settings, self._limits = context.settings, context.limits
+        self._ledger, self._poll_s, self._gone = context.ledger, context.poll_s, gone
+        self._tell, self._digests = context.say, context.digests
+        self._facts: dict[str, Any] = {}
+        path = context.ledger.folder / "logs" / f"{lease.name}.log"
+        self._console = Console(path, self._say, context.poll_s)
+
+    @property
+    def job(self) -> str:
+        """The job's name on the pod: another one if it computes something else."""
+        return f"{self.task.key}-{self.lease.fingerprint[:12]}"
+
+    def _say(self, text: str) -> None:
+        self._tell(f"{self.task.title}: {text}")
+
+    async def run(self) -> None:
+        """Do all of it; what was done by an earlier controller is not done again.
+
+        Raises:
+            PodLostError, BadHostError, ShortageError: another pod may do better.
+            JobError: no other pod will.
+        """
+        await self._log_in()
+        state = await self._ask("poll", offset=0)
+        if state["phase"] != "new" and not self._may_go_on():
+            self._say("an earlier run began it here: that is ended, it is wanted anew")
+            await self._ask("stop")
+            state = {"phase": "new"}
+        if state["phase"] == "new":
+            await self._inspect()
+            await self._start()
+        else:
+            self._say("its job was started before: going on with it")
+        state = await self._watch()
+        await self._finish(state)
+
+    def _may_go_on(self) -> bool:
+        """Tell whether what the machine has begun is what Snakemake waits for, or of this run.
+
+        A machine that is not rented stays when its controller dies, and the job's folder with it.
+        """
+        mine = (x for x in self._ledger.leases.values() if x.run == self._ledger.run)
+        before = ("asked for", "reached")
+        begun = (x for x in mine if x.key == self.task.key and x.phase not in before)
+        return self.task.resumes or any(begun)
+
+    async def _log_in(self) -> None:
+        """Wait for a login, and make sure that it is the pod that was rented."""
+        end = time.monotonic() + self._limits.banner
+        while True:
+            try:
+                await self._greet()
+                break
+            except LostError as error:
+                if await self._gone():
+                    raise PodLostError("it was gone before the first login") from None
+                if time.monotonic() > end:
+                    at = self.link.endpoint
+                    hint = f"ssh -p {at.port} {at.user}@{at.host} must work without questions"
+                    more = "" if self.lease.id else f": {hint}"
+                    raise BadHostError(f"no login by SSH: {error}{more}") from None
+                await asyncio.sleep(min(1.0, self._limits.list_every / 2))
+            except RemoteError as error:
+                raise BadHostError(str(error)) from None
+        if self.lease.host_key != self.link.host_key:
+            self._phase("reached", host_key=self.link.host_key)
+        reach(Failpoint.AFTER_CONNECT)
+
+    async def _greet(self) -> None:
+        """Ask the machine what it is; this also sees to its dead-man's switch."""
+        rented = self.lease.id is not None
+        switch = [(self._settings.grace or 0) * 60, self.task.lifetime_s]
+        self._facts = await self.link.ask("hello", {"switch": switch if rented else None})
+        name = self._facts.get("name")
+        if rented and (self._facts.get("pod"), name) != (self.lease.id, self.lease.name):
+            raise BadHostError(
+                f"what answers at {self.link.endpoint.host}:{self.link.endpoint.port} calls itself "
+                f"{printable(str(name))[:60]}: nothing was sent to it"
+            )
+
+    async def _inspect(self) -> None:
+        """Check the machine before anything is sent to it.
+
+        Raises:
+            BadHostError: saying what is wrong with it.
+        """
+        if self.lease.id is None:
+            return
+        end = time.monotonic() + self._limits.switch
+        while is_switched(self._facts) is None and time.monotonic() < end:
+            await asyncio.sleep(min(1.0, self._limits.switch / 20))
+            await self._steady(self._greet)
+        if not is_switched(self._facts) and not self._settings.allow_no_switch:
+            answers = (self._facts.get("switch") or {}).get("probe", "it never started")
+            raise BadHostError(f"it could not end itself ({answers}), see --runpod-allow-no-switch")
+        if reason := fault(self._facts, self.task.needs, self._settings.cuda or ""):
+            raise BadHostError(reason)
+        if unsaid := unknown(self._facts, self.task.needs):
+            self._say(f"its machine does not tell its {', '.join(unsaid)}: it is used all the same")
+        if self._settings.min_download and self.task.needs.download_gb >= 1:
+            await self._check_speed(self._settings.min_download)
+
+    async def _check_speed(self, least: float) -> None:
+        found = await self._ask("speed", url=self._settings.speed_url, seconds=SPEED_S)
+        if "seconds" not in found:
+            self._say(
+                f"its download speed was not measured, so it may be slow ({found.get('failed')}); "
+                "see --runpod-speed-url"
+            )
+            return
+        mbits = found["bytes"] * 8 / 1e6 / found["seconds"]
+        if mbits < least:
+            raise BadHostError(f"it downloads at {mbits:.0f} Mbit/s, {least:.0f} are needed")
+
+    async def _start(self) -> None:
+        self._phase("staging")
+        begun, task = time.monotonic(), self.task
+        items = await asyncio.to_thread(task.items, self._digests)
+        recipe = task.recipe(items)
+        if recipe.fingerprint != self.lease.fingerprint:  # files have changed since it was rented
+            self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
+            self._phase("staging", fingerprint=recipe.fingerprint)
+        sent = await self._steady(lambda: upload(self.link, self.job, items, self._limits))
+        seconds = time.monotonic() - begun
+        reach(Failpoint.AFTER_STAGE)
+        own = {
+            "RUNPOD_POD_ID": self.lease.id or self.lease.name,
+            "RUNPOD_PRICE_USD_PER_H": f"{self.lease.rate:g}",
+        }
+        await self._ask(
+            "start",
+            command=task.command,
+            directory=task.directory,
+            pythonpath=task.pythonpath,
+            requirements=task.requirements,
+            snakemake=task.snakemake,
+            limit_s=task.limit_s,
+            variables=task.variables | own,
+            secrets=task.secrets,
+        )
+        self._phase("started", staged_bytes=sent, staged_s=round(seconds, 2))
+        reach(Failpoint.AFTER_START)
+
+    async def _watch(self) -> dict[str, Any]:
+        """Wait for the end of the job; return its last state."""
+        offset, harvested, dead = 0, time.monotonic(), 0
+        self._console.clear()
+        while True:
+            state = await self._ask("poll", offset=offset)
+            self.lease.dies = None
+            reach(Failpoint.POLLING)
+            if state["phase"] == "new":
+                raise PodLostError("its container started anew")
+            if state["phase"] not in (self.lease.phase, "starting"):
+                self._phase(state["phase"], seconds=state.get("seconds"))
+            self._console.add(state["log"])
+            size, offset = state["offset"] - offset, state["offset"]
+            if state["phase"] in ENDED and not size:
+                return state
+            dead = 0 if state["alive"] or size or state["phase"] in ENDED else dead + 1
+            if dead > 1:
+                raise ShortageError(
+                    "memory", available("memory", self._facts), "    its process was killed"
+                )
+            if self.task.updates and time.monotonic() - harvested > self._limits.harvest:
+                await self._steady(self.harvest)
+                harvested = time.monotonic()
+            if size < LOG_PIECE and state["phase"] not in ENDED:
+                await asyncio.sleep(self._poll_s)
+
+    async def harvest(self) -> None:
+        """Fetch finished parts of a job that brings its outputs up to date, while it works."""
+        answer = await self._manifest(self.task.updates)
+        products = read_manifest(answer, self.task.updates)
+        settled = [p for p in products if p.mtime_ns + SETTLED_NS < answer["now_ns"]]
+        if fetched := await self._fetch()(settled):
+            self._say(f"{len(fetched)} finished files are here")
+
+    async def _finish(self, state: dict[str, Any]) -> None:
+        """Fetch the products; of a failed job its logs, and what it had brought up to date."""
+        good = state["phase"] == "done" and state.get("code") == 0
+        names = [*(self.task.outputs if good else self.task.updates), *self.task.logs]
+        products, missing = await self._steady(lambda: self._bring(names))
+        if not good:
+            raise self._failure(state)
+        if lacking := [name for name in self.task.outputs if name in missing]:
+            raise JobError(f"it ended without an error, but did not make {lacking[0]}")
+        self._ledger.write("fetched", self.lease.name, products=products)
+        self._phase("fetched")
+
+    async def _bring(self, names: list[str]) -> tuple[dict[str, str], set[str]]:
+        """Fetch what exists of some products; return the digests, and the names of the others."""
+        answer = await self._manifest(names)
+        products = read_manifest(answer, names)
+        await self._fetch()(products)
+        folders = set(answer["folders"]) & set(names)
+        for folder in folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        there = {product.product for product in products} | folders
+        return {str(p.target): p.sha256 for p in products}, set(names) - there
+
+    def _fetch(self) -> Fetch:
+        return Fetch(self.link, self.job, self.lease.name, self._limits)
+
+    async def _manifest(self, names: list[str]) -> dict[str, Any]:
+        request = {"job": self.job, "products": names}
+        return await self.link.ask("manifest", request, patience=10 * self._limits.call)
+
+    def _failure(self, state: dict[str, Any]) -> Exception:
+        text = read(self._console.path)
+        if state["phase"] == "failed":
+            return BadHostError(f"{printable(str(state.get('error')))[:300]}\n{tail(text)}")
+        texts = [text, *(read(Path(log)) for log in self.task.logs)]
+        if what := shortage(texts, state.get("code")):
+            return ShortageError(what, available(what, self._facts), tail(text))
+        reason = printable(str(state.get("error") or f"exit status {state.get('code')}"))
+        return JobError(f"{reason}\n{tail(text)}\n(all of it: {self._console.path})")
+
+    async def _ask(self, command: str, /, **request: Any) -> dict[str, Any]:
+        whole = {"job": self.job, **request}
+        answer: dict[str, Any] = await self._steady(lambda: self.link.ask(command, whole))
+        return answer
+
+    async def _steady(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Do something with the pod; when the connection is lost, come back and do it again.
+
+        Raises:
+            PodLostError: if the pod is gone, or out of reach for too long.
+            BadHostError, ShortageError: if the pod cannot do it.
+        """
+        since, tries = time.monotonic(), 0
+        while True:
+            try:
+                return await call()
+            except LostError as error:
+                tries += 1
+                since = since if tries > 1 else time.monotonic()
+                if await self._gone():
+                    raise PodLostError("it is gone") from None
+                if time.monotonic() - since > self._limits.lost and tries > 3:
+                    raise PodLostError(f"no contact: {error}") from None
+                if tries == 1:
+                    self._say(f"the connection was lost ({error}): coming back to it")
+                await asyncio.sleep(min(self._poll_s, self._limits.lost / 10))
+            except RemoteError as error:
+                if what := shortage([str(error)]):
+                    raise ShortageError(what, available(what, self._facts), "") from None
+                raise BadHostError(str(error)) from None
+
+    def _phase(self, phase: str, **facts: Any) -> None:
+        changed = phase != self.lease.phase
+        self._ledger.write("phase", self.lease.name, phase=phase, **facts)
+        if changed:
+            self._say(phase)
