@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from rig import wait_until
 
 from snakemake_executor_plugin_runpod.failpoints import VARIABLE, Failpoint
-from snakemake_executor_plugin_runpod.task import Recipe, essence
+from snakemake_executor_plugin_runpod.job.from_snakemake import plain
+from snakemake_executor_plugin_runpod.job.staging import DOCUMENTS
+from snakemake_executor_plugin_runpod.task import Recipe, deciding_options
 
 slow = pytest.mark.slow
 
@@ -149,26 +152,46 @@ def test_whatever_decides_a_result_is_in_its_recipe_by_name(foreign):
 
 @slow
 def test_what_decides_nothing_is_in_no_recipe(foreign):
-    """Documents, what this workflow's own jobs write, and how a run is told of."""
-    (foreign.folder / "body.txt").write_text("tracked, though a job writes it\n")
+    """Documents, what the job itself writes, and how a run is told of."""
     (foreign.folder / "script.log").write_text("tracked, though the job itself writes it\n")
     foreign.commit()
     before = recipe(foreign)
     for name, (old, new) in SAME.items():
         change(foreign, name, old, new)
-    (foreign.folder / "body.txt").write_text("written anew\n")
     (foreign.folder / "script.log").unlink()
     after = recipe(foreign, "--verbose", "--printshellcmds", "--latency-wait", "9")
     assert before.differences(after) == []
     assert before.fingerprint == after.fingerprint
 
 
-def test_the_lists_of_a_command_have_no_order():
+def test_what_has_no_order_in_a_command_has_none_in_the_recipe():
     one = "python -m snakemake --target-jobs a b --allowed-rules x y --attempt 1 --verbose"
-    other = "python -m snakemake --allowed-rules y x --target-jobs b a --attempt 1"
-    assert essence(one) == essence(other)
-    assert essence(one) != essence(one.replace("attempt 1", "attempt 2"))
-    assert essence("python '") == [["python '"]]
+    other = "python -m snakemake --allowed-rules y x --target-jobs b a --attempt 2"
+    assert deciding_options(one) == deciding_options(other)
+    for order in ("--configfiles a.yaml b.yaml", "--config word=A word=B"):
+        name, *values = order.split()
+        assert deciding_options(order) != deciding_options(f"{name} {' '.join(reversed(values))}")
+    assert deciding_options("python '") == [["python '"]]
+
+
+def test_parameters_have_one_form_in_every_process():
+    class Own:
+        pass
+
+    assert plain({"a", "b", "c"}) == plain({"c", "b", "a"})
+    assert plain({"x": {1, 2}, "y": [Path("p"), None]}) == plain(
+        {"y": [Path("p"), None], "x": {2, 1}}
+    )
+    assert plain([Own()]) == plain([Own()])
+    assert plain({"a"}) != plain({"b"})
+
+
+def test_code_and_inputs_are_no_documents():
+    names = ("README", "README.md", "docs/a/page.rst", ".gitignore", ".github/workflows/ci.yml")
+    assert all(DOCUMENTS.fullmatch(name) for name in names)
+    code = ("security.py", "changes.py", "authors.csv", "docs/template.html", "docs/list.txt")
+    code += ("citation.tsv", "readme.py", "src/README.md", "docs/generate.py")
+    assert not any(DOCUMENTS.fullmatch(name) for name in code)
 
 
 def start(project, *words):
@@ -205,14 +228,16 @@ def test_a_pod_that_computes_something_else_is_ended_by_name(foreign, what, end)
 
 
 @slow
-@pytest.mark.parametrize("will", [["--forceall"], ["--force"]])
+@pytest.mark.parametrize(
+    "will", [["--forceall"], ["--forcerun", "./script.txt"], ["--force", "--until", "script.txt"]]
+)
 def test_a_pod_at_work_on_what_is_wanted_anew_is_ended(foreign, will):
     run = start(foreign)
     run.kill()
     run.communicate()
     said = foreign("script.txt", *will)
     assert said.code == 0, said.text
-    assert "Snakemake asks for it anew" in said.text
+    assert "it is forced, so it runs anew" in said.text
     assert len(foreign.account.pods) == 2
 
 
@@ -245,26 +270,59 @@ def test_products_that_are_here_are_used_only_for_who_waits_for_them(project, un
     project.ends_like(undisturbed, said, pods=2 if forced else 1)
 
 
-REJECTED = """
+KNOWN = """
 localrules: all
 rule all:
-    input: "made.txt"
+    input: "made.txt", "late.txt"
 rule make:
-    output: ensure("made.txt", non_empty=True)
-    shell: "touch {output}"
+    input: "data.txt"
+    output: update("made.txt")
+    shell: "date +%N > {output}"
+rule late:
+    input: "made.txt"
+    output: "late.txt"
+    shell: "sleep 60; touch {output}"
 """
 
 
-@slow
-def test_products_that_snakemake_rejects_are_made_again(project):
-    """It was told of a success, and did not find one: asked again, it would hear the same."""
-    (project.folder / "Snakefile").write_text(REJECTED)
+def kill_behind_a_success(project, *words):
+    """Kill a run when Snakemake has heard of the success of `make`, while `late` works."""
+    (project.folder / "Snakefile").write_text(KNOWN)
     project.commit()
-    for pods in (1, 2):
-        said = project()
-        assert said.code == 1
-        assert "made.txt" in said.text
-        assert len(project.account.pods) == pods, said.text
+    run = project.start("all", *words)
+    wait_until(
+        lambda: any(
+            e.get("phase") == "running" and "late" in e["name"] for e in project.ledger_so_far()
+        )
+    )
+    run.kill()
+    run.communicate()
+    return (project.folder / "made.txt").read_text()
+
+
+@slow
+@pytest.mark.parametrize("store", ["file", "db"])
+def test_what_snakemake_knows_of_and_wants_again_runs_anew(foreign, store):
+    """No mark says that it waits; in a database the name of the job outlives the mark."""
+    words = ["--rerun-triggers", "mtime", "--max-checksum-file-size", "0"]
+    words += ["--persistence-backend", store]
+    made = kill_behind_a_success(foreign, *words)
+    os.utime(foreign.folder / "data.txt")
+    said = foreign("made.txt", *words)
+    assert said.code == 0, said.text
+    assert "nothing to do" not in said.text
+    assert (foreign.folder / "made.txt").read_text() != made
+
+
+@slow
+def test_a_forced_job_that_was_killed_is_not_done_by_older_products(foreign):
+    made = kill_behind_a_success(foreign)
+    said = foreign("made.txt", "--forcerun", "make", **{VARIABLE: str(Failpoint.AFTER_START)})
+    assert said.code == -signal.SIGKILL
+    said = foreign("made.txt")
+    assert said.code == 0, said.text
+    assert "nothing to do" not in said.text
+    assert (foreign.folder / "made.txt").read_text() != made
 
 
 @slow

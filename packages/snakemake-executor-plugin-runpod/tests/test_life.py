@@ -57,8 +57,8 @@ def task(job):
     return Task(
         key=job, title=job, rule=job, needs=Needs(), limit_s=60, lifetime_s=60, command="true",
         directory=".", pythonpath=[], inputs=[], outputs=[f"{job}.json"], updates=[], logs=[],
-        identity=None, image="i:1", stage=list, idle=lambda _: False, requirements="",
-        snakemake="9", resumes=True,
+        identity=None, image="i:1", stage=list, decides_nothing=lambda _: False,
+        requirements="", snakemake="9", anew="",
     )  # fmt: skip
 
 

@@ -64,23 +64,33 @@ def test_the_drivers_own_library_is_asked_first(machine):
 
 
 @pytest.mark.parametrize(
-    ("broken", "left"),
+    "broken",
     [
-        ("#!/bin/sh\nexit 127\n", ["GPUs", "CUDA version", "vram"]),
-        (f"#!/bin/sh\necho '{OLD_XML}'\n", ["CUDA version"]),  # XML that is cut
-        ("#!/bin/sh\necho 'NVIDIA-SMI 700  User CUDA: 15.0'\n", ["CUDA version"]),
+        "#!/bin/sh\nexit 127\n",
+        f"#!/bin/sh\necho '{OLD_XML}'\n",  # XML that is cut
+        "#!/bin/sh\necho 'NVIDIA-SMI 700  User CUDA: 15.0'\n",
+        "#!/bin/sh\necho 'NVIDIA L4, 24576, 700.1, another column'\n",
     ],
-    ids=["it fails", "half an answer", "words that nobody knows"],
+    ids=["it fails", "half an answer", "words that nobody knows", "a column more"],
 )
-def test_what_nobody_can_tell_is_unknown_and_refuses_nothing(machine, broken, left):
+def test_what_nobody_can_tell_is_unknown_and_refuses_nothing(machine, broken):
     program = machine() / "bin/nvidia-smi"
     program.write_text(broken)
     facts = on_a_pod(FACTS)
-    assert facts["cuda"] is None
-    if left == ["CUDA version"]:
-        facts["gpus"] = [{"name": "NVIDIA L4", "memory_mib": 24576, "driver": ""}]
     assert fault(facts, NEED, "12.8") is None
-    assert [name for name in unknown(facts, NEED) if name in left] == left
+    assert unknown(facts, NEED)[:3] == ["GPUs", "CUDA version", "vram"]
+
+
+@pytest.mark.parametrize("status", [6, 8, 9, 14, 15, 16, 18])
+def test_a_gpu_that_is_known_not_to_work_is_refused(machine, status):
+    program = machine() / "bin/nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho 'GPU is lost'\nexit {status}\n")
+    assert fault(on_a_pod(FACTS), NEED, "12.8") == "0 GPUs that work, 1 were rented"
+
+
+def test_one_gpu_that_is_known_to_be_too_small_is_refused_whatever_the_others_are(machine):
+    machine(gpus=(("NVIDIA L4", 8000), ("NVIDIA GB10", "[N/A]")))
+    assert fault(on_a_pod(FACTS), NEED, "12.8") == "8 GB of vram, 24 are needed"
 
 
 def test_memory_that_the_driver_does_not_tell_is_unknown(machine):
@@ -95,7 +105,7 @@ def test_memory_that_the_driver_does_not_tell_is_unknown(machine):
 def test_no_gpu_is_known_and_refused(machine):
     machine(gpus=())
     assert on_a_pod(FACTS)["gpus"] == []
-    assert fault(on_a_pod(FACTS), NEED, "12.8") == "0 GPUs, 1 were rented"
+    assert fault(on_a_pod(FACTS), NEED, "12.8") == "0 GPUs that work, 1 were rented"
 
 
 def test_nothing_at_all_is_known_of_a_machine_that_says_nothing():

@@ -1,5 +1,6 @@
 """Every client of the package names itself, and is refused where it does not."""
 
+import ast
 import json
 import re
 import subprocess
@@ -104,20 +105,49 @@ def test_what_is_asked_of_the_hub_names_its_sender(hub, monkeypatch):
 
 
 def test_no_client_was_added_that_the_tests_above_do_not_know():
-    """Whoever talks HTTP imports one of these; `api/sdk.py` does it by RunPod's own package."""
-    talks = re.compile(
-        r"^\s*(?:import|from) (?:urllib\.request|http\.client|httpx|requests)\b", re.M
-    )
-    found = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if talks.search(path.read_text().replace("from http.client import HTTPException", ""))
-    }
+    """Whoever talks HTTP names one of these; `api/sdk.py` does it by RunPod's own package."""
+    clients = ("urllib.request", "urllib import", "http.client", "http import", "httpx", "aiohttp")
+    clients += ("urllib3", "requests")
+    named = re.compile("|".join(rf"\b{re.escape(client)}\b" for client in clients))
+    harmless, found = "from http.client import HTTPException", set()
+    for path in PACKAGE.rglob("*.py"):
+        lines = map(str.strip, ast.unparse(ast.parse(path.read_text())).splitlines())
+        imports = [x for x in lines if re.match("(import|from) ", x) and x != harmless]
+        if named.search("\n".join(imports)):
+            found.add(path.relative_to(PACKAGE).as_posix())
     assert found == {"api/rest.py", "pod/deadman.py", "pod/machine.py", "renting/preflight.py"}
 
 
 def test_a_pod_names_itself_as_its_controller_does():
     assert on_a_pod("import deadman; print(f'\"{deadman.AGENT}\"')") == AGENT
+
+
+ROUTES = [
+    '{"detail": "Not Found"}',
+    '{"title": "Not Found", "status": 404, "detail": "No route matches"}',
+    '"see detail"',
+    '["detail"]',
+    "<h1>pod not found</h1>",
+]
+
+
+@pytest.mark.parametrize("text", ROUTES)
+def test_what_a_router_tells_everybody_proves_no_power(text):
+    """An address that is not served any more answers 404 to every key."""
+    code = """
+import json, sys
+import deadman
+deadman.ask = lambda *_: (404, sys.argv[1])
+print(json.dumps([deadman.knows_no_pod(way, 404, sys.argv[1]) for way in ("rest-v2", "graphql")]))
+"""
+    assert on_a_pod(code, text) == [False, False]
+
+
+@pytest.mark.parametrize("text", ["API key not found", "runpodctl: command not found", ""])
+def test_an_error_of_the_command_line_tool_proves_no_power(text):
+    code = "import json, sys, deadman; print(json.dumps(deadman.knows_no_pod(*sys.argv[1:])))"
+    assert on_a_pod(code, "runpodctl", "1", text) is False
+    assert on_a_pod(code, "runpodctl", "1", "Error: pod not found to terminate") is True
 
 
 @slow

@@ -71,8 +71,7 @@ def tail(text: str) -> str:
 def available(what: str, facts: dict[str, Any]) -> float | None:
     """Return how many GB of vram, disk or memory a machine has; None if its agent does not know."""
     if what == "vram":
-        sizes = [gpu.get("memory_mib") for gpu in facts.get("gpus") or []]
-        known = [size / 1024 for size in sizes if size is not None]
-        return min(known) if len(known) == len(sizes) > 0 else None
+        sizes = [gpu["memory_mib"] for gpu in facts.get("gpus") or []]
+        return min((size / 1024 for size in sizes if size is not None), default=None)
     gb = facts.get("memory_gb" if what == "memory" else "disk_free_gb")
     return None if gb is None else float(gb)

@@ -7,6 +7,7 @@ alive, what they were for, and what they have cost.
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -29,7 +30,7 @@ EVENTS = {
     "created": (),
     "phase": (),
     "fetched": ("products",),
-    "reported": (),
+    "superseded": (),
     "silent": ("dies",),
     "terminating": (),
     "gone": (),
@@ -57,7 +58,7 @@ class Lease:
         dies: when it must have ended itself, having heard nothing; None while it hears from here.
         gone: it is proven that there is no such pod any more, or that there never was.
         products: digests of the outputs that were fetched whole, by path; None before that.
-        reported: Snakemake was told of the success, and had the time to write it down.
+        superseded: what it made is not used again: Snakemake knows of it, or wants it anew.
     """
 
     name: str
@@ -81,7 +82,12 @@ class Lease:
     refused: bool = False
     kept: bool = False
     products: dict[str, str] | None = None
-    reported: bool = False
+    superseded: bool = False
+
+    @property
+    def job(self) -> str:
+        """The job's name on its machine: another one if it computes something else."""
+        return f"{self.key}-{self.fingerprint[:12]}"
 
     @property
     def open(self) -> bool:
@@ -176,6 +182,21 @@ class Ledger:
         """Write down that a pod is about to be asked for."""
         return self.write("intent", name, run=self.run, **facts)
 
+    def supersede(self, key: str) -> None:
+        """Write down that what earlier attempts at a job have made is not used again."""
+        for lease in self.leases.values():
+            if lease.key == key and lease.products is not None and not lease.superseded:
+                self.write("superseded", lease.name)
+
+    def seal(self, text: str) -> str:
+        """Return a digest of a secret that only who can read this folder could make."""
+        path = self.folder / "seal"
+        if not path.exists() or not path.stat().st_size:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_bytes(secrets.token_bytes(32))
+        return hmac.new(path.read_bytes(), text.encode(), "sha256").hexdigest()
+
     def keep_recipe(self, fingerprint: str, recipe: Json) -> None:
         """Keep what a fingerprint was made of, for as long as a pod may be at work on it."""
         path = self._recipe(fingerprint)
@@ -234,7 +255,7 @@ class Ledger:
             lease.created = lease.created or lease.asked
             if not lease.open:  # it turned up after all
                 lease.gone, lease.refused, lease.ended = False, False, None
-            _update(lease, entry, "id", "rate", "machine", "run")
+            _update(lease, entry, "id", "rate", "machine", "run", "fingerprint")
         elif event == "phase":
             _update(lease, entry, "phase", "host_key", "rate", "machine", "fingerprint")
         elif event == "fetched":
@@ -246,7 +267,7 @@ class Ledger:
         elif event in ("gone", "refused"):
             setattr(lease, event, True)
             lease.ended = lease.ended or when
-        elif event in ("kept", "reported"):
+        elif event in ("kept", "superseded"):
             setattr(lease, event, True)
 
 

@@ -16,18 +16,30 @@ STEPS = "RUNPOD_STEPS"
 """The variable that tells a job in which ways its pod is larger than was asked for."""
 
 OF_THE_RUN = {
+    "--attempt",  # what depends on it is among the parameters
+    "--benchmark-extended",
+    "--directory",  # the same folder, by whatever name
+    "--drop-metadata",
+    "--keep-incomplete",
+    "--keep-storage-local-copies",
     "--latency-wait",
     "--local-groupid",
+    "--max-threads",
     "--printshellcmds",
     "--quiet",
     "--rerun-triggers",
     "--scheduler",
+    "--set-resource-scopes",
+    "--shadow-prefix",
     "--skip-script-cleanup",
     "--unneeded-temp-files",
     "--verbose",
     "--wait-for-free-local-storage",
 }
 """Options of Snakemake that say how a job is run and told of, not what it computes."""
+
+SETS = {"--allowed-rules", "--shared-fs-usage", "--software-deployment-method", "--target-jobs"}
+"""Options whose values Snakemake writes in any order."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +59,16 @@ class Task:
         outputs: paths that must exist afterwards, relative to the working directory.
         updates: those of them that the job brings up to date, and that stay if it fails.
         logs: its log and benchmark files, which are fetched in any case.
-        identity: its rule, wildcards, parameters and own code, as Snakemake knows them.
+        identity: its rule, wildcards, parameters and command, as Snakemake knows them.
         image: of the container.
         stage: lists everything that is staged: pairs of name and path.
-        idle: names of what is staged and does not decide the result.
+        decides_nothing: tells of what is staged, by its name, that it does not decide the result.
         requirements: text of the requirements file.
-        resumes: whether Snakemake waits for this very job, which it was told is at work: then a pod
-            at work on it is taken over, and what was fetched of it is used. Else it is run anew.
+        anew: why a pod at work on the job is not taken over, and earlier products are not used;
+            empty where Snakemake waits for this very job, which it was told is at work.
         variables: of its process; none is secret.
         secrets: variables that reach the pod in a file only.
+        sealed: for each of them that may decide the result a digest that nobody else can make.
     """
 
     key: str
@@ -74,39 +87,39 @@ class Task:
     identity: Any
     image: str
     stage: Callable[[], list[tuple[str, Path]]]
-    idle: Callable[[str], bool]
+    decides_nothing: Callable[[str], bool]
     requirements: str
     snakemake: str
-    resumes: bool
+    anew: str
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    sealed: dict[str, str] = field(default_factory=dict)
 
     def items(self, digests: Digests) -> list[Item]:
         """Describe everything that is staged."""
         return [item(name, path, digests) for name, path in self.stage()]
 
     def recipe(self, items: Iterable[Item]) -> "Recipe":
-        """Return all that decides the result; secrets are in it by their names only.
+        """Return all that decides the result.
 
         Args:
             items: everything that is staged.
         """
-        told = {
+        others = {
             "parameters": self.identity,
-            "the command": essence(self.command),
+            "the command": deciding_options(self.command),
             "the image": self.image,
             "the requirements": self.requirements,
             "the version of Snakemake": self.snakemake,
             "folders on the path of Python": self.pythonpath,
-            "the names of secrets": sorted(self.secrets),
         }
-        told |= {
+        others |= {
             f"the variable {name}": value
-            for name, value in self.variables.items()
+            for name, value in (self.variables | self.sealed).items()
             if name != STEPS  # that decides the pod
         }
-        files = {i.name: f"{i.kind} {i.digest}" for i in items if not self.idle(i.name)}
-        return Recipe(files, {name: _hash(value) for name, value in told.items()})
+        files = {i.name: f"{i.kind} {i.digest}" for i in items if not self.decides_nothing(i.name)}
+        return Recipe(files, {name: _hash(value) for name, value in others.items()})
 
 
 @dataclass(frozen=True)
@@ -143,12 +156,12 @@ def key_of(title: str, identity: Any) -> str:
     return f"{slug or 'job'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def essence(command: str) -> list[list[str]]:
-    """Return the options of a job's command line that can decide its result, sorted.
+def deciding_options(command: str) -> list[list[str]]:
+    """Return the options of a job's command line that can decide its result, sorted by their names.
 
     Args:
-        command: as Snakemake writes it: the lists in it have no order, and options of how it is run
-            come and go with the run that submits the job.
+        command: as Snakemake writes it: some lists in it have no order, and options of how the job
+            is run come and go with the run that submits it.
     """
     options: list[list[str]] = [[]]
     try:
@@ -160,10 +173,12 @@ def essence(command: str) -> list[list[str]]:
             options.append([word])
         else:
             options[-1].append(word)
-    return [
-        options[0],
-        *sorted([name, *sorted(values)] for name, *values in options[1:] if name not in OF_THE_RUN),
+    deciding = [
+        [name, *(sorted(values) if name in SETS else values)]
+        for name, *values in options[1:]
+        if name not in OF_THE_RUN
     ]
+    return [options[0], *sorted(deciding)]
 
 
 def _hash(value: Any) -> str:

@@ -236,7 +236,7 @@ sgl-project/sglang), and its XML both, the old name with a note that it will go 
 PrismML-Eng/Bonsai-demo)."""
 
 NVIDIA_SMI = """#!/bin/sh
-case "$*" in *-q*x*) cat <<'END'
+case "$*" in "-q -x") cat <<'END'
 <?xml version="1.0" ?>
 <nvidia_smi_log>
 <kmd_version>{driver}</kmd_version>
@@ -258,7 +258,8 @@ echo overlay {blocks} 0 {blocks} 0% /
 """
 
 RUNPODCTL = '''#!/usr/bin/env python3
-"""What `runpodctl remove pod ID` sends, and how it ends: api/query.go, cmd/pod/removePod.go."""
+"""What `runpodctl remove pod ID` sends, and how it ends: api/query.go at commit 29e2eceb, and
+cmd/pod/removePod.go; its later versions send the key as a bearer."""
 import json, os, sys, urllib.request
 text = "mutation terminatePod($podId: String!) {{ podTerminate(input: {{podId: $podId}}) }}"
 body = json.dumps({{"query": text, "variables": {{"podId": sys.argv[3]}}}}).encode()

@@ -1,11 +1,11 @@
 """From a job of Snakemake to a task: what travels, what comes back, and what decides the result."""
 
-import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from snakemake_executor_plugin_runpod.job.staging import Layout, layout, staged
@@ -67,50 +67,86 @@ def logs(job: Any) -> list[str]:
     return found + [str(one.benchmark) for one in each if one.benchmark]
 
 
-def written_by(jobs: Iterable[Any]) -> frozenset[str]:
-    """Return the paths of all that jobs write: outputs, logs and benchmarks."""
-    return frozenset(
-        os.path.normpath(str(path))
-        for one in jobs
-        for path in [*one.output, *one.log, *filter(None, [one.benchmark])]
-    )
+def why_anew(job: Any, workflow: Any, key: str) -> str:
+    """Say why Snakemake wants a job anew; nothing if it waits for the end of this very job.
 
-
-def resumes(job: Any, workflow: Any, key: str) -> bool:
-    """Tell whether Snakemake waits for the end of this very job, which an earlier run submitted.
-
-    Then a file that it writes is marked as incomplete, with our name of the job. Whoever forces the
-    job, or has changed its code or parameters, does not wait but wants it anew.
+    It waits for what an earlier run submitted and did not see end: then a file of the job is marked
+    as incomplete, with our name of the job. Who forces a job, or has changed it, does not wait.
 
     Args:
         job: of Snakemake, not submitted yet in this run.
         workflow: the job's.
         key: our name of the job.
     """
-    dag, chosen = workflow.dag, workflow.dag_settings
-    forced = set(chosen.forcerun) | (set(chosen.targets) if chosen.forcetargets else set())
-    files = {os.path.normpath(name) for name in forced}
-    known = {each for one in members(job) for each in workflow.persistence.external_jobids(one)}
-    return key in known and not any(
-        one.rule in dag.forcerules
-        or files & {os.path.normpath(str(path)) for path in one.output}
-        or dag.reason(one).is_provenance_triggered()
-        for one in members(job)
-    )
+    dag, each = workflow.dag, members(job)
+    files = _forced_files(workflow)
+    if any(one.rule in dag.forcerules or files & _paths(one.output) for one in each):
+        return "it is forced"
+    if any(dag.reason(one).is_provenance_triggered() for one in each):
+        return "its code, parameters or environment have changed"
+    if not any(_is_marked(one, workflow.persistence, key) for one in each):
+        return "Snakemake does not wait for it"
+    return ""
+
+
+def _forced_files(workflow: Any) -> set[str]:
+    """Return the files that the user forces by name, as Snakemake's own `workflow.py` finds them.
+
+    Its list is of no use: the files that are marked as incomplete are added to it.
+    """
+    chosen, names = workflow.dag_settings, set(workflow.dag_settings.forcerun)
+    if chosen.forcetargets:
+        scheduling = workflow.scheduling_settings
+        names |= set(chosen.targets) | set(chosen.until)
+        names |= set(scheduling.prioritytargets) if scheduling else set()
+    return _paths(names)
+
+
+def _is_marked(job: Any, persistence: Any, key: str) -> bool:
+    """Tell whether a file of a job is marked as incomplete with our name of the job.
+
+    A store in a database keeps the name also when the mark is taken away, so both are asked for.
+    """
+    marks = persistence._filter_incomplete_keys([persistence._get_key(f) for f in job.output])
+    return bool(marks) and key in persistence.external_jobids(job)
+
+
+def _paths(names: Iterable[Any]) -> set[str]:
+    return {os.path.relpath(str(name)) for name in names}
 
 
 def identity(job: Any) -> list[Any]:
-    """Return a job as Snakemake knows it: rule, wildcards, parameters, its own code."""
+    """Return a job as Snakemake knows it: rule, wildcards, parameters, command or name of script.
+
+    What a script holds is not in it: it is staged.
+    """
     return [
         [
             one.rule.name,
             sorted(one.wildcards_dict.items()),
-            [repr(value) for value in one.params],
-            sorted((name, repr(value)) for name, value in one.params.items()),
-            _code(one),
+            plain(list(one.params)),
+            plain(dict(one.params.items())),
+            str(one.shellcmd or one.rule.script or one.rule.notebook or one.rule.wrapper or ""),
         ]
         for one in members(job)
     ]
+
+
+def plain(value: Any) -> Any:
+    """Return a value in a form that is the same in every process.
+
+    Sets have no order there, and objects of unknown types may show their address: of these the type
+    alone is taken. The code that makes them is staged.
+    """
+    if value is None or isinstance(value, str | int | float | bytes | PurePath):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return sorted([plain(key), plain(entry)] for key, entry in value.items())
+    if isinstance(value, Set):
+        return sorted(json.dumps(plain(entry)) for entry in value)
+    if isinstance(value, Iterable):
+        return [plain(entry) for entry in value]
+    return type(value).__qualname__
 
 
 def task(
@@ -120,7 +156,7 @@ def task(
     *,
     command: str,
     declared: Mapping[str, str],
-    written: Set[str],
+    seal: Callable[[str], str],
 ) -> Task:
     """Describe a job.
 
@@ -130,7 +166,7 @@ def task(
         settings: of the user.
         command: that runs it on a pod.
         declared: variables that the workflow declares; they reach the pod in a file.
-        written: paths that jobs of the workflow write, see `written_by`.
+        seal: makes a digest of a secret that nobody else can make.
 
     Raises:
         ValueError: if it cannot run on a pod; the message says what to change.
@@ -146,8 +182,8 @@ def task(
     names = words(settings.pass_env)
     key = key_of(title(job), [_place(one) for one in members(job)])
     staged_too = (plan.repository / name for name in words(settings.stage))
-    read = {os.path.normpath(name) for name in inputs(job)}
-    read |= {os.path.relpath(path, plan.work) for path in staged_too}
+    read = _paths(inputs(job)) | {os.path.relpath(path, plan.work) for path in staged_too}
+    written = _paths([*outputs(job), *updated, *logs(job)])
     return Task(
         key=key,
         title=title(job),
@@ -164,13 +200,14 @@ def task(
         logs=logs(job),
         identity=identity(job),
         image=settings.image or "",
-        idle=partial(plan.idle, read=read, written=written),
+        decides_nothing=partial(plan.decides_nothing, read=read, written=written),
         stage=partial(staged, plan, [*inputs(job), *updated]),
         requirements=requirements(plan.repository, settings),
         snakemake=version("snakemake"),
-        resumes=resumes(job, workflow, key),
+        anew=why_anew(job, workflow, key),
         variables={name: os.environ[name] for name in names if name in os.environ},
         secrets=secrets,
+        sealed={name: seal(value) for name, value in declared.items()},
     )
 
 
@@ -202,20 +239,6 @@ def requirements(repository: Path, settings: ExecutorSettings) -> str:
 
 def _place(job: Any) -> Any:
     return [job.rule.name, sorted(job.wildcards_dict.items())]
-
-
-def _code(job: Any) -> str:
-    """Return a digest of a job's own code: its command, or its script."""
-    if job.shellcmd:
-        return str(job.shellcmd)
-    script = job.rule.script or job.rule.notebook
-    if not script:
-        return str(job.rule.wrapper or "")
-    path = script if Path(str(script)).is_absolute() else job.rule.basedir.join(script)
-    try:
-        return hashlib.sha256(Path(os.fspath(path)).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return str(script)
 
 
 def _flagged(file: Any, flag: str) -> bool:

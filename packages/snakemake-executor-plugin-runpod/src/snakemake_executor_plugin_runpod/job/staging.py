@@ -11,9 +11,8 @@ from pathlib import Path
 NEVER = {".snakemake", ".git"}
 
 DOCUMENTS = re.compile(
-    r"(readme|licen[cs]e|copying|changelog|changes|contributing|citation|authors|security"
-    r"|code_of_conduct)\b[^/]*|\.git[^/]*|\.github/.*"
-    r"|docs?/.*\.(md|rst|adoc|txt|html|css|svg|png|jpe?g|gif|pdf)",
+    r"(readme|licen[cs]e|copying|changelog|contributing|code_of_conduct)(\.(md|rst))?"
+    r"|\.git(ignore|attributes|modules)|\.github/.*|docs?/.*\.(md|rst)",
     re.IGNORECASE,
 )
 """What no job reads as code or input, by its name below the repository."""
@@ -49,13 +48,13 @@ class Layout:
         except ValueError:
             raise ValueError(f"{path} lies outside of {self.base} and cannot be staged") from None
 
-    def idle(self, name: str, *, read: Set[str], written: Set[str]) -> bool:
+    def decides_nothing(self, name: str, *, read: Set[str], written: Set[str]) -> bool:
         """Tell whether something that is staged does not decide the result of a job.
 
         Args:
             name: below the root on the pod.
             read: what the job declares to read, relative to the working directory.
-            written: what jobs of this workflow write.
+            written: what the job itself writes.
         """
         path = self.base / name
         below_work = os.path.relpath(path, self.work)
@@ -161,7 +160,8 @@ def _tracked(folder: Path) -> tuple[Path | None, tuple[Path, ...]]:
         listed = _git(repository, "ls-files", "-z", "--recurse-submodules")
     except (OSError, subprocess.CalledProcessError):
         return None, ()
-    return repository, tuple(repository / name for name in listed.split("\0") if name)
+    names = [name for name in listed.split("\0") if name and not NEVER & set(name.split("/"))]
+    return repository, tuple(repository / name for name in names)
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -237,7 +237,10 @@ def stop(request: Json) -> Json:
     """End a job and forget it: only a machine that is not ours alone needs this."""
     folder = job(request)
     if is_alive(folder):
-        pids = [(folder / "pid").read_text().split()[0], read_json(folder / "status.json")["pid"]]
+        pids = [
+            (folder / "pid").read_text().split()[0],
+            read_json(folder / "status.json").get("pid"),
+        ]
         for pid in filter(None, pids):
             with suppress(ProcessLookupError):
                 os.killpg(int(pid), signal.SIGKILL)

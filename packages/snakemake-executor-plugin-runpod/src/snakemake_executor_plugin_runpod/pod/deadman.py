@@ -24,6 +24,7 @@ from typing import Any
 HOME = Path(os.environ.get("SNAKEMAKE_RUNPOD_HOME") or Path.home() / ".snakemake-runpod")
 HEARTBEAT = HOME / "heartbeat"
 STATE = HOME / "deadman.json"
+BASE = "https://api.runpod.io"
 NOBODY = "nosuchpod"
 
 AGENT = "snakemake-executor-plugin-runpod"
@@ -72,7 +73,7 @@ def run(*words: str) -> tuple[int, str]:
 def ways(pod: str) -> Iterator[tuple[str, Callable[[], tuple[int, str]]]]:
     """Yield every way to end a pod: its name, and a function that returns a status and text."""
     known = variables()
-    base = known.get("RUNPOD_API_BASE_URL", "https://api.runpod.io")
+    base = known.get("RUNPOD_API_BASE_URL", BASE)
     key = known.get("RUNPOD_API_KEY", "")
     query = f'mutation {{ podTerminate(input: {{podId: "{pod}"}}) }}'
     yield "rest-v2", lambda: ask("DELETE", base + "/v2/pods/" + pod, key)
@@ -83,14 +84,20 @@ def ways(pod: str) -> Iterator[tuple[str, Callable[[], tuple[int, str]]]]:
 def knows_no_pod(way: str, status: int, text: str) -> bool:
     """Tell whether an answer says that there is no such pod, as only who may end pods is told.
 
-    A 404 alone does not: an address that is not served any more gives one to everybody. REST v2
-    describes its errors as JSON with a `detail` (components/responses/NotFoundError).
+    A 404 alone does not: an address that is not served any more gives one to everybody, so that who
+    sends a wrong key must hear something else.
     """
-    if way == "rest-v2":
-        with suppress(ValueError, TypeError):
-            return status == 404 and "detail" in json.loads(text)
-        return False
-    return "pod not found" in text.lower()
+    if way == "runpodctl":
+        return "pod not found" in text.lower()
+    with suppress(ValueError, TypeError, AttributeError, KeyError):
+        answer = json.loads(text)
+        if way == "graphql":
+            said = [str(error["message"]).lower() for error in answer["errors"]]
+            return status == 200 and any("pod not found" in message for message in said)
+        base = variables().get("RUNPOD_API_BASE_URL", BASE)
+        wrong = ask("DELETE", base + "/v2/pods/" + NOBODY, "no-key")
+        return status == 404 and isinstance(answer, dict) and wrong[0] in (401, 403)
+    return False
 
 
 def probe() -> dict[str, str]:

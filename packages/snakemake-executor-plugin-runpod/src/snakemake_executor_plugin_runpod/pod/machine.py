@@ -22,8 +22,10 @@ from deadman import AGENT
 LEAST_BYTES = 1_000_000
 """From fewer bytes no speed can be told."""
 
-NO_GPU = (6, 9)
-"""Exit statuses of nvidia-smi: it found no device, the driver is not loaded (its manual)."""
+NO_GPU = (6, 8, 9, 14, 15, 16, 18)
+"""Exit statuses of nvidia-smi that say that no GPU works: none was found, one lacks power, the
+driver is not loaded, the infoROM is corrupt, a device is lost, must be reset, or has a driver of
+another version than this library (its manual, RETURN VALUE; NVML's codes of the same numbers)."""
 
 CHUNK = 1 << 20
 
@@ -34,17 +36,19 @@ def gpus() -> list[Json] | None:
     """Ask the driver for the GPUs.
 
     Returns:
-        For each its name, memory_mib and driver, of which the driver may not know some (None). An
-        empty list if the driver has none, None if there is nobody to ask.
+        For each its name, memory_mib (None if the driver does not know it) and driver. An empty
+        list if none works, None if nobody can be asked or the answer is not understood.
     """
     query = "--query-gpu=name,memory.total,driver_version"
     text = output("nvidia-smi", query, "--format=csv,noheader,nounits", nothing=NO_GPU)
     if text is None:
         return None
     rows = [[part.strip() for part in line.split(",")] for line in text.splitlines()]
+    if any(len(row) != 3 for row in rows):
+        return None
     return [
         {"name": name, "memory_mib": int(mib) if mib.isdigit() else None, "driver": driver}
-        for name, mib, driver in (row for row in rows if len(row) == 3)
+        for name, mib, driver in rows
     ]
 
 
@@ -57,7 +61,8 @@ def cuda() -> str | None:
     """
     version = ctypes.c_int(0)
     with suppress(OSError, AttributeError):
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) == 0:
+        asked = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+        if asked == 0 and version.value:
             return f"{version.value // 1000}.{version.value % 1000 // 10}"
     with suppress(ElementTree.ParseError):
         for entry in ElementTree.fromstring(output("nvidia-smi", "-q", "-x") or ""):
@@ -110,7 +115,7 @@ def speed(request: Json) -> Json:
         with urllib.request.urlopen(asked, timeout=10) as answer:
             begun = time.monotonic()
             while time.monotonic() - begun < request["seconds"]:
-                piece = answer.read(CHUNK)
+                piece = answer.read1(CHUNK)
                 if not piece:
                     break
                 size += len(piece)

@@ -22,7 +22,7 @@ def fault(facts: dict[str, Any], need: Needs, cuda: str) -> str | None:
     """
     gpus = facts.get("gpus")
     if gpus is not None and len(gpus) < need.gpus:
-        return f"{len(gpus)} GPUs, {need.gpus} were rented"
+        return f"{len(gpus)} GPUs that work, {need.gpus} were rented"
     has, least = version(facts.get("cuda")), version(cuda)
     if has and least and has < least:
         return f"its driver supports CUDA {facts.get('cuda')}, {cuda} is needed"

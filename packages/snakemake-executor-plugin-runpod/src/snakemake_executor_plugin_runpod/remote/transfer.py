@@ -130,9 +130,11 @@ class Fetch:
         attempt: part of the temporary names, so that no two processes write to one file.
     """
 
-    def __init__(self, link: Link, job: str, attempt: str, limits: Limits) -> None:
+    def __init__(
+        self, link: Link, job: str, attempt: str, limits: Limits, digests: Digests
+    ) -> None:
         self._link, self._job, self._limits = link, job, limits
-        self._attempt, self._digests = attempt, Digests()
+        self._attempt, self._digests = attempt, digests
 
     async def __call__(self, products: list[Product]) -> list[Product]:
         """Fetch what differs from what is here, prove it, and give it its name.

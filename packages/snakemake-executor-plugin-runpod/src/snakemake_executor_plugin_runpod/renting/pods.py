@@ -17,6 +17,9 @@ from snakemake_executor_plugin_runpod.task import Recipe, Task
 
 NODE = "node-"
 
+NOTHING_SENT = ("asked for", "rented", "reached")
+"""Phases of a pod that any job may have: nothing of one has been sent to it."""
+
 NAMED = 5
 """Changed things that are named when a pod is not taken over."""
 
@@ -43,6 +46,14 @@ class Pods(ABC):
     @abstractmethod
     async def gone(self, lease: Lease, link: Link) -> bool:
         """Tell whether a machine is gone for good; else bring its link up to date."""
+
+    @abstractmethod
+    async def clear(self, task: Task, lease: Lease, link: Link) -> None:
+        """End what an earlier run began of a job on a machine, unless that is to go on."""
+
+    @abstractmethod
+    async def release(self, task: Task) -> None:
+        """Have done with whatever machines a job still has."""
 
     @abstractmethod
     async def give_back(self, lease: Lease, *, failed: bool, detach: bool) -> None:
@@ -104,7 +115,8 @@ class Rented(Pods):
 
     async def _can_take(self, lease: Lease, task: Task, recipe: Recipe) -> bool:
         self._fleet.wanted.add(lease.name)
-        if reason := self._why_not(lease, task, recipe):
+        unused = lease.phase in NOTHING_SENT
+        if not unused and (reason := self._why_not(lease, task, recipe)):
             self._context.say(
                 f"{task.title}: {reason}; pod {lease.id or lease.name}, on which "
                 f"${lease.cost(time.time()):.4f} were spent, is ended"
@@ -112,7 +124,9 @@ class Rented(Pods):
             return False
         if not await self._provision.find(lease):
             return False
-        self._ledger.write("created", lease.name, id=lease.id, run=self._ledger.run)
+        self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
+        facts = {"id": lease.id, "run": self._ledger.run, "fingerprint": recipe.fingerprint}
+        self._ledger.write("created", lease.name, **facts)
         try:
             await self._provision.gate(lease)
         except Exception as error:  # whatever is wrong with it, another one is rented
@@ -122,13 +136,13 @@ class Rented(Pods):
 
     def _why_not(self, lease: Lease, task: Task, recipe: Recipe) -> str | None:
         """Say why what a pod computes is not what is wanted; None if it is."""
-        if not task.resumes:
-            return "Snakemake asks for it anew, or has its result"
+        if task.anew:
+            return f"{task.anew}, so it runs anew"
         if lease.fingerprint == recipe.fingerprint:
             return None
         before = self._ledger.recipe(lease.fingerprint)
         if before is None or before.keys() != vars(recipe).keys():
-            return "its pod computes something else by now"
+            return "it is not known any more what its pod computes"
         names = recipe.differences(Recipe(**before))
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return f"its pod computes something else by now: {', '.join(names[:NAMED])}{more} changed"
@@ -150,6 +164,15 @@ class Rented(Pods):
             return False
         link.endpoint = view.endpoint or link.endpoint
         return False
+
+    async def clear(self, task: Task, lease: Lease, link: Link) -> None:
+        """There is nothing on a pod but what it was taken over for."""
+
+    async def release(self, task: Task) -> None:
+        """End the pods that earlier runs left the job."""
+        for lease in self._ledger.open_leases(task.key):
+            if not lease.kept:
+                self._fleet.end_soon(lease)
 
     async def give_back(self, lease: Lease, *, failed: bool, detach: bool) -> None:
         """End the pod in the background; keep it if the user wants to look at a failure."""
@@ -203,6 +226,7 @@ class Node(Pods):
             raise ValueError(f"--runpod-node {address}: must be like root@127.0.0.1:22")
         self._context, self._ledger = context, context.ledger
         self._endpoint = Endpoint(host, int(port or 22), user)
+        self._cleared: set[str] = set()
 
     async def start(self, outputs: set[str]) -> None:
         """Nothing is billed: forget what earlier runs did here."""
@@ -231,6 +255,23 @@ class Node(Pods):
         """It is never gone: only out of reach."""
         return False
 
+    async def clear(self, task: Task, lease: Lease, link: Link) -> None:
+        """End what is there of the job: a machine that is not rented outlives its controllers.
+
+        Raises:
+            LostError, RemoteError: if it cannot be ended.
+        """
+        if task.key in self._cleared:
+            return
+        earlier = [x for x in self._ledger.leases.values() if x.run != self._ledger.run]
+        for name in {x.job for x in earlier if x.key == task.key and x.name.startswith(NODE)}:
+            if task.anew or name != lease.job:
+                await link.ask("stop", {"job": name})
+        self._cleared.add(task.key)
+
+    async def release(self, task: Task) -> None:
+        """Nothing is billed."""
+
     async def give_back(self, lease: Lease, *, failed: bool, detach: bool) -> None:
         """Remove the job's folder; keep it under another name if the user wants to look."""
         self._ledger.write("gone", lease.name)
@@ -239,8 +280,7 @@ class Node(Pods):
         keep = failed and self._context.settings.keep_pod_on_failure
         link = await self.link(lease)
         with suppress(LostError, RemoteError):
-            job = f"{lease.key}-{lease.fingerprint[:12]}"
-            await link.ask("stop", {"job": job, "keep": keep})
+            await link.ask("stop", {"job": lease.job, "keep": keep})
         await link.close()
 
     async def watch(self) -> None:

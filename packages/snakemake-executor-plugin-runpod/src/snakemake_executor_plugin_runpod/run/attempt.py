@@ -39,7 +39,14 @@ class Attempt:
     """Drives one job on one pod to its end."""
 
     def __init__(
-        self, task: Task, lease: Lease, link: Link, context: Context, gone: Callable[[], Any]
+        self,
+        task: Task,
+        lease: Lease,
+        link: Link,
+        context: Context,
+        *,
+        gone: Callable[[], Awaitable[bool]],
+        clear: Callable[[], Awaitable[None]],
     ) -> None:
         """Prepare an attempt.
 
@@ -50,10 +57,12 @@ class Attempt:
             context: of the run.
             gone: awaited to learn whether there is no such pod any more; it also brings the
                 link's endpoint up to date.
+            clear: awaited to end what an earlier run began on the machine and nobody wants.
         """
         self.task, self.lease, self.link = task, lease, link
         self._settings, self._limits = context.settings, context.limits
-        self._ledger, self._poll_s, self._gone = context.ledger, context.poll_s, gone
+        self._ledger, self._poll_s = context.ledger, context.poll_s
+        self._gone, self._clear = gone, clear
         self._tell, self._digests = context.say, context.digests
         self._facts: dict[str, Any] = {}
         path = context.ledger.folder / "logs" / f"{lease.name}.log"
@@ -61,8 +70,8 @@ class Attempt:
 
     @property
     def job(self) -> str:
-        """The job's name on the pod: another one if it computes something else."""
-        return f"{self.task.key}-{self.lease.fingerprint[:12]}"
+        """The job's name on the pod."""
+        return self.lease.job
 
     def _say(self, text: str) -> None:
         self._tell(f"{self.task.title}: {text}")
@@ -75,11 +84,8 @@ class Attempt:
             JobError: no other pod will.
         """
         await self._log_in()
+        await self._steady(self._clear)
         state = await self._ask("poll", offset=0)
-        if state["phase"] != "new" and not self._may_go_on():
-            self._say("an earlier run began it here: that is ended, it is wanted anew")
-            await self._ask("stop")
-            state = {"phase": "new"}
         if state["phase"] == "new":
             await self._inspect()
             await self._start()
@@ -87,16 +93,6 @@ class Attempt:
             self._say("its job was started before: going on with it")
         state = await self._watch()
         await self._finish(state)
-
-    def _may_go_on(self) -> bool:
-        """Tell whether what the machine has begun is what Snakemake waits for, or of this run.
-
-        A machine that is not rented stays when its controller dies, and the job's folder with it.
-        """
-        mine = (x for x in self._ledger.leases.values() if x.run == self._ledger.run)
-        before = ("asked for", "reached")
-        begun = (x for x in mine if x.key == self.task.key and x.phase not in before)
-        return self.task.resumes or any(begun)
 
     async def _log_in(self) -> None:
         """Wait for a login, and make sure that it is the pod that was rented."""
@@ -254,7 +250,7 @@ class Attempt:
         return {str(p.target): p.sha256 for p in products}, set(names) - there
 
     def _fetch(self) -> Fetch:
-        return Fetch(self.link, self.job, self.lease.name, self._limits)
+        return Fetch(self.link, self.job, self.lease.name, self._limits, self._digests)
 
     async def _manifest(self, names: list[str]) -> dict[str, Any]:
         request = {"job": self.job, "products": names}

@@ -133,8 +133,11 @@ class Engine:
 
     async def _bring_to_end(self, task: Task) -> None:
         recipe = await asyncio.to_thread(lambda: task.recipe(task.items(self._context.digests)))
+        if task.anew:
+            self._ledger.supersede(task.key)
         if done := await asyncio.to_thread(self._is_done, task, recipe.fingerprint):
             self._say(task, f"its products came from pod {done.id} before: nothing to do")
+            await self._pods.release(task)
             return None
         await self._rehearse(task)
         patience = {
@@ -160,7 +163,12 @@ class Engine:
         try:
             link = await self._pods.link(lease)
             attempt = Attempt(
-                task, lease, link, self._context, lambda: self._pods.gone(lease, link)
+                task,
+                lease,
+                link,
+                self._context,
+                gone=lambda: self._pods.gone(lease, link),
+                clear=lambda: self._pods.clear(task, lease, link),
             )
             await attempt.run()
         except JobError:
@@ -203,7 +211,7 @@ class Engine:
         digests = self._context.digests
         for lease in reversed(self._ledger.leases.values()):
             same = lease.key == task.key and lease.fingerprint == fingerprint
-            if not (same and lease.products and task.resumes) or lease.reported:
+            if not (same and lease.products) or lease.superseded:
                 continue
             files = {Path(name): sha256 for name, sha256 in lease.products.items()}
             if all(path.is_file() and digests(path) == sha for path, sha in files.items()):

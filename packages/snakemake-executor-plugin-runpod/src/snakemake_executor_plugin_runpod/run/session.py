@@ -56,7 +56,6 @@ class Session:
         self._pods: Pods | None = None
         self._guard: asyncio.Task[None] | None = None
         self._detached = False
-        self._written: tuple[int, frozenset[str]] = 0, frozenset()
         self.succeeded: set[str] = set()
         self.engine: Engine
         if holder := self.ledger.claim():
@@ -102,16 +101,13 @@ class Session:
 
     def task(self, job: Any, command: str, declared: Mapping[str, str]) -> Task:
         """Describe a job; see `jobs.task`."""
-        jobs = self._workflow.dag.jobs
-        if len(jobs) != self._written[0]:  # there may be more behind a checkpoint
-            self._written = len(jobs), reading.written_by(jobs)
         return reading.task(
             job,
             self._workflow,
             self.settings,
             command=command,
             declared=declared,
-            written=self._written[1],
+            seal=self.ledger.seal,
         )
 
     async def halt(self, detach: bool) -> None:
@@ -137,10 +133,9 @@ class Session:
 
     def report(self) -> None:
         """Say what the pods of this run have cost, and that Snakemake knows of its successes."""
-        for lease in [x for x in self.ledger.leases.values() if x.key in self.succeeded]:
-            if lease.products is not None and not lease.reported:
-                with suppress(OSError):
-                    self.ledger.write("reported", lease.name)
+        with suppress(OSError):
+            for key in self.succeeded:
+                self.ledger.supersede(key)
         if lines := spending(self.ledger):
             self._say("\n".join(lines))
 
