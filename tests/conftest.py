@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import disks
 import pytest
 import yaml
 from canaries import CANARIES, spilt
@@ -110,11 +111,5 @@ def tiny_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={64 << 20}", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with disks.small(tmp_path / "disk") as place:
+        yield place

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 os.environ.setdefault("GIT_CONFIG_NOSYSTEM", "1")
 
+import disks
 import pytest
 from emulator.client import Emulator
 from rig import Project
@@ -80,3 +81,10 @@ def undisturbed(emulator, tmp_path_factory) -> Project:
     assert said.code == 0, said.text
     made.said = said
     return made
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MB of its own."""
+    with disks.small(tmp_path / "disk") as place:
+        yield place
