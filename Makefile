@@ -61,7 +61,8 @@ oldest:
 	grep -vE '^(transformers|huggingface-hub)==' envs/constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt \
 	  -e '.[extract,test]' "$$(sed -nE 's/.*"(transformers)>=([0-9.]+).*/\1==\2.*/p' pyproject.toml)"
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(addprefix tests/unit/test_,streamed.py streamed_faults.py recorder.py checkpoint.py)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(addprefix tests/unit/,engine/test_streamed.py engine/test_streamed_faults.py \
+	  recording/test_recorder.py checkpoint/test_headers.py)
 
 # Hours of random faults; not in continuous integration.
 soak: install

@@ -65,7 +65,7 @@ def settings() -> str:
 def guarantees() -> str:
     """List every fault that a test injects, and what is promised."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from faults import table
+    from support.faults import table
 
     return _text([table()])
 

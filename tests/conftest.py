@@ -17,9 +17,9 @@ import disks
 import pytest
 import yaml
 from canaries import CANARIES, spilt
-from faults import GROUPS as TITLES
 from hypothesis import settings
-from slice import ROOT, VERDICTS, Slice, build
+from support.faults import GROUPS as TITLES
+from support.slice import ROOT, VERDICTS, Slice, build
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and & leave them ignored,
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the programs under test would inherit
@@ -32,12 +32,18 @@ GROUPS = {
     "B": ["test_faults_pods"],
     "C": ["test_faults_transfer", "test_faults_wire"],
     "D": ["test_faults_controller", "test_killing", "test_disk_full"],
-    "E": ["test_ranges", "test_shards", "test_checkpoint", "test_streamed_faults", "test_tokenize"],
+    "E": [
+        "test_http_ranges",
+        "test_download",
+        "test_headers",
+        "test_streamed_faults",
+        "test_tokenization",
+    ],
     "F": ["test_streamed", "test_recorder", "test_verify"],
     "G": ["test_healing", "test_fuzz", "test_files"],
     "H": ["test_faults_money"],
 }
-"""Modules whose tests inject the faults of each group of tests/faults.py."""
+"""Modules whose tests inject the faults of each group of tests/support/faults.py."""
 
 seconds: Counter[str] = Counter()
 
@@ -95,12 +101,12 @@ def demo(tmp_path_factory) -> Slice:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
-    """Give a tiny checkpoint by its name in tests/tiny.py; nobody writes to it."""
+    """Give a tiny checkpoint by its name in tests/support/tiny.py; nobody writes to it."""
     root, made = tmp_path_factory.mktemp("checkpoints"), {}
 
     def get(name: str) -> Path:
         if name not in made:
-            import tiny
+            from support import tiny
 
             made[name] = tiny.make(name, root / name)
         return made[name]

@@ -8,7 +8,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub import COMMIT, Hub
+from support.hub import COMMIT, Hub
 
 from moe_outliers import texts
 

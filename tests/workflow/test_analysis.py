@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from slice import MODELS, Slice
+from support.slice import MODELS, Slice
 
 from moe_outliers.report import tables
 from moe_outliers.storage import parquet

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from slice import ROOT
+from support.slice import ROOT
 
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import parquet, statistics_file

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from slice import MODELS, VERDICTS, Slice
+from support.slice import MODELS, VERDICTS, Slice
 
 from moe_outliers.storage import receipts
 

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from snake import ROOT
+from support.snake import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "config/README.md"])
 PAGES += sorted((ROOT / "docs").glob("*.md"))

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 from canaries import CANARIES, spilt
-from snake import ROOT
+from support.snake import ROOT
 
 from moe_outliers.report.figures.catalogue import FIGURES
 

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from slice import MODELS, VERDICTS
+from support.slice import MODELS, VERDICTS
 
 from moe_outliers import versions
 from moe_outliers.storage import files

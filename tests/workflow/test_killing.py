@@ -11,8 +11,8 @@ from contextlib import suppress
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
-from slice import MODELS, VERDICTS, Slice
-from snake import ROOT, command
+from support.slice import MODELS, VERDICTS, Slice
+from support.snake import ROOT, command
 
 from moe_outliers.failpoints import VARIABLE, Failpoint
 from moe_outliers.storage import parquet
@@ -65,7 +65,7 @@ WITH_A_HUB = {Failpoint.SHARD_GROWN, Failpoint.SHARD_VERIFIED}
 
 def test_every_failpoint_has_a_test():
     """Those of a download are reached where there is a hub."""
-    shards = (ROOT / "tests/unit/test_shards.py").read_text()
+    shards = (ROOT / "tests/unit/checkpoint/test_download.py").read_text()
     assert all(f'"{point}:' in shards for point in WITH_A_HUB)
 
 

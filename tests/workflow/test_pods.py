@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from emulator.client import Emulator
-from hub import COMMIT, Fault, Hub
-from slice import ROOT, Slice
+from support.hub import COMMIT, Fault, Hub
+from support.slice import ROOT, Slice
 
 BIN = Path(sys.executable).parent
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from snake import ROOT, Said, snakemake
+from support.snake import ROOT, Said, snakemake
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from snake import ROOT
+from support.snake import ROOT
 
 PROGRAM = Path(sys.executable).with_name("moe-outliers")
 
