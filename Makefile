@@ -1,5 +1,6 @@
 # make demo       the whole pipeline on seven miniature models, on this CPU: figures and a report
 # make demo-runpod   the same, its extraction on emulated pods
+# make quick      the tests of single modules, within half a minute: the inner loop
 # make check      lint, types, tests: what .ci/run calls
 # make test-all   the slow tests too
 # make oldest     the engine's tests with the oldest transformers that is allowed
@@ -12,7 +13,7 @@ PLUGIN := packages/snakemake-executor-plugin-runpod
 SOURCES := src scripts tests benchmarks packages
 PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo demo-runpod check lint types test test-slow test-all oldest soak format constraints clean
+.PHONY: install demo demo-runpod quick check lint types test test-slow test-all oldest soak format constraints clean
 
 install: $(INSTALLED)
 
@@ -44,6 +45,10 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+# Tests that start no process and import no torch.
+quick: install
+	$(BIN)/python -m pytest --quick tests/unit
 
 test: install
 	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not gpu'

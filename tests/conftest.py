@@ -47,16 +47,50 @@ GROUPS = {
 
 seconds: Counter[str] = Counter()
 
+TESTS = Path(__file__).parent
+
 SHARED = {"demo", "undisturbed", "analysed"}
 """Fixtures that take long to make: all tests here that use one run in the same process."""
 
+TORCH = ["unit/engine", "unit/recording", "unit/checkpoint/test_headers.py", "unit/test_extract.py"]
+"""What `--quick` does not even import, since it imports torch."""
+
+
+def pytest_addoption(parser):
+    told = "only tests that start no process and import no torch: those of `make quick`"
+    parser.addoption("--quick", action="store_true", help=told)
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        sys.addaudithook(_refuse)
+
+
+def _refuse(event, arguments):
+    """Hold every test of `--quick` to what the option promises."""
+    if event == "subprocess.Popen" and arguments[0] not in {"git", "uname"}:  # h5py asks `uname`
+        raise AssertionError("a test of `make quick` starts a process: mark it `waits`")
+    if event == "import" and arguments[0] == "torch":
+        raise AssertionError("a test of `make quick` imports torch: list it in TORCH")
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--quick") and any(collection_path == TESTS / name for name in TORCH):
+        return True
+    return None
+
 
 @pytest.hookimpl(tryfirst=True)  # the scheduler of the processes reads the marks after it
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items, config):
     for item in items:
-        here = Path(__file__).parent in item.path.parents
-        if here and (shared := SHARED.intersection(item.fixturenames)):
+        if TESTS in item.path.parents and (shared := SHARED.intersection(item.fixturenames)):
             item.add_marker(pytest.mark.xdist_group(min(shared)))
+            item.add_marker(pytest.mark.waits)
+    if config.getoption("--quick"):
+        left_out = {"slow", "gpu", "waits"}
+        chosen = [i for i in items if not left_out.intersection(m.name for m in i.iter_markers())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 def pytest_runtest_logreport(report):

@@ -119,6 +119,7 @@ def _read_hub(hub, cache, subset="sample-10BT", revision=COMMIT):
     ).stdout
 
 
+@pytest.mark.waits
 def test_a_data_set_is_streamed_from_the_hub_at_its_commit(data_set, tmp_path):
     with Hub(datasets={"HuggingFaceFW/fineweb-edu": data_set}) as hub:
         ids = json.loads(_read_hub(hub, tmp_path / "cache"))
@@ -126,6 +127,7 @@ def test_a_data_set_is_streamed_from_the_hub_at_its_commit(data_set, tmp_path):
         assert not any("/main/" in path for _, path in hub.requests)
 
 
+@pytest.mark.waits
 @pytest.mark.fault(81)
 def test_an_unknown_subset_or_commit_of_a_data_set_is_refused(data_set, tmp_path):
     with Hub(datasets={"HuggingFaceFW/fineweb-edu": data_set}) as hub:

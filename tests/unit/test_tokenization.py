@@ -95,6 +95,7 @@ def _fetch(server, cache):
     return done.stdout
 
 
+@pytest.mark.waits
 @pytest.mark.fault(68, 72, 80)
 @pytest.mark.parametrize(
     ("faults", "told"),
@@ -118,6 +119,7 @@ def test_a_tokenizer_is_the_one_that_the_hub_lists_or_none(faults, told, tmp_pat
             assert server.moments[1] - server.moments[0] >= 2
 
 
+@pytest.mark.waits
 def test_a_repository_without_a_tokenizer_or_with_a_giant_one_is_refused(tmp_path):
     (tmp_path / "repo").mkdir()
     with Hub(models={"org/model": tmp_path / "repo"}) as server:

@@ -190,6 +190,7 @@ def test_a_good_copy_elsewhere_is_used_and_a_bad_one_is_not(served, tmp_path):
     assert sorted(path.name for path in cache.iterdir()) == NAMES[:2]
 
 
+@pytest.mark.waits
 @pytest.mark.fault(75)
 @pytest.mark.parametrize("place", ["shard_grown:20", "shard_verified:2", "shard_grown:3"])
 def test_an_interrupted_download_goes_on_with_what_it_had(place, served, tmp_path):

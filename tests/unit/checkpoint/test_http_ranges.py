@@ -59,6 +59,7 @@ def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, ser
         assert served.bytes_sent[NAME] < 2 * len(CONTENT) + 1000
 
 
+@pytest.mark.waits
 @pytest.mark.fault(68)
 @pytest.mark.parametrize(
     ("headers", "seconds"),
@@ -136,6 +137,7 @@ def test_a_file_that_shrinks_under_us_is_noticed(served, tmp_path):
         read(ranges, 0, 10)
 
 
+@pytest.mark.waits
 def test_a_server_that_drips_is_given_up(served):
     served.faults.append(Fault("drip", NAME, times=99))
     started = time.monotonic()

@@ -10,6 +10,8 @@ from support.snake import ROOT
 
 from moe_outliers.cli import doctor
 
+pytestmark = pytest.mark.waits
+
 PROGRAM = Path(sys.executable).with_name("moe-outliers")
 START_S = 0.5
 HEAVY = {"torch", "transformers", "numpy", "pandas", "scipy", "matplotlib", "pyarrow", "snakemake"}

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.hub import Fault, Hub
 from support.snake import ROOT
 
 from moe_outliers.cli import doctor
+
+pytestmark = pytest.mark.waits
 
 BIN = Path(sys.executable).parent
 NOBODY = "http://127.0.0.1:9"

@@ -1,12 +1,12 @@
 """Docstrings whose sections a program can read: a broken one loses what a caller must know."""
 
 import re
-from pathlib import Path
 
 import griffe
 import pytest
+from support.snake import ROOT
 
-SOURCES = Path(__file__).parents[3] / "src"
+SOURCES = [ROOT / "src", ROOT / "packages/snakemake-executor-plugin-runpod/src"]
 SECTIONS = {"args": "parameters"} | {n: n for n in ("returns", "yields", "raises", "attributes")}
 """Kinds of section, by the word that begins one."""
 
@@ -47,7 +47,7 @@ def faults(thing):
 
 @pytest.mark.parametrize("package", ["moe_outliers", "snakemake_executor_plugin_runpod"])
 def test_the_sections_of_every_docstring_can_be_read(package):
-    module = griffe.load(package, search_paths=[SOURCES], resolve_aliases=False)
+    module = griffe.load(package, search_paths=SOURCES, resolve_aliases=False)
     found = {thing.path: list(faults(thing)) for thing in documented(module)}
     assert not {path: wrong for path, wrong in found.items() if wrong}
 

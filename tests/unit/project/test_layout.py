@@ -5,15 +5,14 @@ import re
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
 import yaml
+from support.snake import ROOT
 
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.workflow import paths
 
-ROOT = Path(__file__).parents[3]
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 SRC = ROOT / "src"

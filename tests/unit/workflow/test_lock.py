@@ -23,13 +23,14 @@ def test_who_has_signed_is_named_and_its_word_outlives_it(tmp_path):
     assert not said
 
 
-def test_who_only_looks_is_waited_for_and_no_dead_owner_is_named(tmp_path):
+def test_who_only_looks_is_waited_for_and_no_dead_owner_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "QUIET_S", 2 * lock.LOOK_S)
     said = []
     dead, _ = lock.claim(tmp_path / "owner", said.append)
     lock.sign(dead)
     dead.close()
     looking, _ = lock.claim(tmp_path / "owner", said.append)
-    threading.Timer(lock.QUIET_S + 1, looking.close).start()
+    threading.Timer(lock.QUIET_S + 0.5, looking.close).start()
     own, who = lock.claim(tmp_path / "owner", said.append)
     assert own
     assert who == ""

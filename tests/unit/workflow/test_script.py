@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.waits
+
 SCRIPT = """
 import time
 from moe_outliers.workflow.script import end_with_controller
@@ -17,8 +21,14 @@ def test_a_script_whose_controller_is_gone_before_it_looks_ends_at_once():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     environment = os.environ | {"MOE_OUTLIERS_CONTROLLER": str(gone.pid)}
-    ended = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, timeout=50, check=False)
-    assert ended.returncode == 1
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        capture_output=True,
+        timeout=50,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (1, b"")  # a script that fails says why
 
 
 FULL = """

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.snake import ROOT
 
 from moe_outliers.workflow import settings
 
-ROOT = Path(__file__).parents[3]
 SCHEMAS = ROOT / "config/schemas"
 TABLE = settings.read_table(ROOT / "config/models.tsv", SCHEMAS)
 
