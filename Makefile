@@ -79,12 +79,21 @@ format: install
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/snakefmt .
 
+# Replaces the list of a conda file, the requirements without those that they need, by the pins.
+define conda
+sed -i.old '/- pip:/q' envs/$(1).yaml && rm envs/$(1).yaml.old
+uv pip compile --quiet --no-deps --python-version 3.11 --no-annotate --no-header $(2) \
+	  -c envs/constraints.txt pyproject.toml | sed 's/^/      - /' >> envs/$(1).yaml
+endef
+
 constraints:
 	uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --all-extras \
 	  --no-emit-package snakemake-executor-plugin-runpod \
 	  pyproject.toml $(PLUGIN)/pyproject.toml -o envs/constraints.txt
 	uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-annotate --no-header \
 	  --generate-hashes --extra extract -c envs/constraints.txt pyproject.toml -o envs/worker.txt
+	$(call conda,analysis,)
+	$(call conda,extract,--extra extract)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,16 +13,16 @@ from pathlib import Path
 import pytest
 from support.snake import ROOT
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "config/README.md"])
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+PAGES += sorted([ROOT / "config/README.md", *(ROOT / "docs").glob("*.md")])
 PAGES += sorted([*ROOT.glob("packages/*/*.md"), *ROOT.glob("packages/*/docs/*.md")])
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(<!-- (?P<mark>[^\n]+) -->\n)?```sh\n(?P<body>.*?)```", re.S)
 STARTS = ("snakemake", "moe-outliers", "make ", "pip ", "python ", "export ", "source ")
-STARTS += (".venv/bin/",)
+STARTS += (".venv/bin/", "cp ", "diff ")
 OLD = ("python deploy_sweep.py", "python verify_results", "python analyze_", "python create_")
 KEYLESS = ("status", "list", "offers", "doctor")
-LANGUAGES = {"sh", "python", "yaml"}
+LANGUAGES = {"sh", "python", "yaml", "text", "mermaid"}
 
 
 def anchors(page):
@@ -155,6 +156,11 @@ def runnable(words, mark, demo, folder):
         return [sys.executable, *(rest if rest[2] in KEYLESS else [*rest[:3], "--help"])]
     if program == "python":
         return [sys.executable, *(rest if not mark else [rest[0], "--help"])]
+    if program in {"cp", "diff"}:  # beside the results of `make demo`
+        places = {"demo/results": demo.folder / "results", "before": folder / "before"}
+        if program == "diff":
+            shutil.copytree(places["demo/results"], places["before"])
+        return [program, *(places.get(word, word) for word in rest)]
     if program == "make":
         return ["make", "-n", *rest]
     raise AssertionError(f"no rule for {words}")

@@ -1,9 +1,12 @@
 """Every environment is the one that pyproject.toml and the constraints name."""
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 from support.snake import ROOT
 
@@ -54,6 +57,29 @@ def test_conda_files_list_the_requirements_with_their_pins():
         assert sorted(pip) == sorted(f"{name}=={PINS[name]}" for name in wanted)
 
 
+@pytest.mark.slow
+def test_a_rule_runs_in_the_environment_of_its_conda_file(demo, tmp_path):
+    """In what `pip` makes of the file's list alone, at the same versions, to the same bytes."""
+    environment = yaml.safe_load((ROOT / "envs/analysis.yaml").read_text())
+    (tmp_path / "list.txt").write_text("\n".join(environment["dependencies"][-1]["pip"]))
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    python = tmp_path / "env/bin/python"
+    install = [python, "-m", "pip", "install", "--quiet", "-r", tmp_path / "list.txt"]
+    subprocess.run(install, check=True)
+    copy = demo.copy(tmp_path / "run")
+    product = copy.folder / "results/metrics/mini-olmoe.parquet"
+    before = product.read_bytes()
+    product.unlink()
+    run = [python, "-m", "snakemake", "--directory", copy.folder, "--configfile", copy.overlay]
+    subprocess.run(
+        [*run, product.relative_to(copy.folder)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        check=True,
+    )
+    assert product.read_bytes() == before
+
+
 def test_a_pods_environment_has_what_extraction_needs_at_the_same_pins():
     text = (ROOT / "envs/worker.txt").read_text()
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
@@ -65,18 +91,15 @@ def test_a_pods_environment_has_what_extraction_needs_at_the_same_pins():
     assert text.count("--hash=sha256:") >= len(pins)
 
 
-def test_the_workers_image_installs_this_project_with_its_pins():
-    dockerfile = (ROOT / "envs/Dockerfile").read_text()
-    assert '-c envs/constraints.txt ".[extract]"' in dockerfile
-    copied = re.findall(r"^COPY (.+) \S+$", dockerfile, re.M)
-    for word in " ".join(copied).split():
-        assert (ROOT / word).exists(), word
-
-
-def test_the_workflow_of_the_forge_runs_what_ci_runs():
+def test_continuous_integration_runs_the_command_for_tests_that_the_readme_prints():
+    printed = re.findall(r"```sh\n(make \w+)\n```", (ROOT / "README.md").read_text())
+    assert printed == ["make demo", "make test"]
+    assert printed[1] in (ROOT / ".ci/run").read_text().splitlines()
+    targets = dict(re.findall(r"^([\w-]+): ([\w -]+)$", (ROOT / "Makefile").read_text(), re.M))
+    assert targets["demo"] == targets["test"] == "install"
     forge = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert forge["jobs"]["check"]["steps"][-1]["run"] == "make check"
-    assert "make check" in (ROOT / ".ci/run").read_text()
+    assert "test" in targets["check"].split()
 
 
 def test_make_installs_every_extra_of_both_distributions():
@@ -107,9 +130,8 @@ def test_every_place_names_a_python_that_the_project_supports():
     forge = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     (setup,) = [step for step in forge["jobs"]["check"]["steps"] if "setup-python" in str(step)]
     named = [setup["with"]["python-version"]]
-    named += re.findall(r"^FROM python:([\d.]+)", (ROOT / "envs/Dockerfile").read_text(), re.M)
     named += re.findall(r"^PYTHON \?= python([\d.]+)", (ROOT / "Makefile").read_text(), re.M)
     for path in (ROOT / "envs").glob("*.yaml"):
         named += re.findall(r"python =([\d.]+)", path.read_text())
-    assert len(named) == 5
+    assert len(named) == 4
     assert all(supported.contains(version) for version in named)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -143,6 +144,55 @@ def test_one_arrow_leads_to_the_gpu_kernels():
         if other.startswith(wall) and not module.startswith(wall)
     ]
     assert arrows == [("moe_outliers.recording.choose", "moe_outliers.recording.gpu.batched")]
+
+
+def _between_rooms():
+    """Return which room of the science imports which, those left out that follow from others."""
+    above = {}
+    for module, others in _arrows("moe_outliers").items():
+        above.setdefault(_room(module), set()).update(map(_room, others - {module}))
+    above = {room: {other for other in others if other != room} for room, others in above.items()}
+    order = list(TopologicalSorter(above).static_order())
+    below = {}
+    for room in order:
+        below[room] = above.get(room, set()).union(*(below[r] for r in above.get(room, ())))
+    return {
+        (room, other)
+        for room, others in above.items()
+        for other in others
+        if not any(other in below[between] for between in others)
+    }
+
+
+def test_the_picture_of_the_rooms_shows_their_imports():
+    (picture,) = re.findall(
+        r"```mermaid\n(.*?)```", (ROOT / "docs/architecture.md").read_text(), re.S
+    )
+    drawn = set(re.findall(r"(\w+) --> (\w+)", re.sub(r"\[.*?\]", "", picture)))
+    shown = {room for arrow in drawn for room in arrow}
+    rooms = {path.parent.name for path in (SRC / "moe_outliers").glob("*/__init__.py")}
+    assert rooms <= shown
+    assert drawn == {arrow for arrow in _between_rooms() if shown.issuperset(arrow)}
+
+
+def test_the_tree_of_the_readme_shows_every_room_and_nothing_else():
+    (tree,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    shown, above = set(), ""
+    for indent, name in re.findall(r"^( *)([\w./]+)  +\S", tree, re.M):
+        above = above if indent else name
+        shown.add((above if indent else "") + name)
+    assert len(shown) == len(tree.splitlines())
+    assert not [name for name in shown if not (ROOT / name).exists()]
+    there = {f"src/moe_outliers/{p.parent.name}/" for p in SRC.glob("moe_outliers/*/__init__.py")}
+    listed = {name.partition("/")[0] for name in _tracked()}
+    there |= {f"{name}/" for name in listed if (ROOT / name).is_dir() and name[0] != "."} - {"src/"}
+    assert there <= shown
+
+
+def _tracked():
+    command = ["git", "ls-files"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_rooms_stay_small_enough_to_be_seen_whole():
