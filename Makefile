@@ -72,7 +72,7 @@ oldest:
 # Hours of random faults; not in continuous integration.
 soak: install
 	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 CHAOS_DEMO=1 $(BIN)/python -m pytest --timeout 36000 \
-	  $(PLUGIN)/tests/test_chaos.py $(PLUGIN)/tests/test_life.py tests/workflow/test_pods.py
+	  $(PLUGIN)/tests/test_chaos.py $(PLUGIN)/tests/test_life.py tests/workflow/test_killing.py tests/workflow/test_pods.py
 
 format: install
 	$(BIN)/ruff format $(SOURCES)
