@@ -46,10 +46,13 @@ def test_a_range_is_the_bytes_of_the_file(served):
     assert len({id(c) for c in ranges._open}) == 1  # one connection served all
 
 
+STALL = pytest.param("stall", 1, marks=pytest.mark.waits)
+
+
 @pytest.mark.fault(68, 69, 70)
 @pytest.mark.parametrize(
     ("fault", "times"),
-    [("drop", 3), ("500", 3), ("503", 5), ("429", 3), ("408", 1), ("norange", 2), ("stall", 1)],
+    [("drop", 3), ("500", 3), ("503", 5), ("429", 3), ("408", 1), ("norange", 2), STALL],
 )
 def test_what_may_pass_is_tried_again_and_goes_on_where_it_was(fault, times, served):
     served.faults.append(Fault(fault, NAME, times=times))
@@ -86,7 +89,7 @@ def test_it_waits_for_as_long_as_it_is_asked_to(headers, seconds, served, monkey
         ("500", "status 500"),
         ("norange", "ignored the range"),
         ("drop", "closed"),
-        ("stall", "timed out"),
+        pytest.param("stall", "timed out", marks=pytest.mark.waits),
     ],
 )
 def test_what_does_not_pass_is_given_up_with_the_reason(fault, message, served):

@@ -21,6 +21,7 @@ def _run(blocks):
     return namespace
 
 
+@pytest.mark.waits
 def test_every_demonstration_of_the_documentation_holds():
     assert len(BLOCKS) == 11  # two of definitions, and F1 to F7, F9, F14
     _run(BLOCKS)
@@ -51,6 +52,7 @@ def test_legacy_numbers_are_those_of_the_old_rule_on_the_activations(old_model, 
     assert found["legacy_position_mean_share"] == pytest.approx(positions, rel=1e-12)
 
 
+@pytest.mark.waits
 def test_noise_at_gain_two_is_all_systematic_by_the_old_rule_and_none_by_ours():
     shape = Shape(sequences=8, blocks=28, width=64, positions=320)
     data, tokens = synthetic.planted([], shape, gain=2.0)

@@ -77,7 +77,7 @@ def test_the_planted_truth_is_recovered(tables):
     assert (at["n_dims"], at["candidates"], at["surrogate_n_dims"]) == (3, 3, 0)
 
 
-@pytest.mark.parametrize("size", [1, 8, 16])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.waits), 8, 16])
 def test_how_sequences_are_grouped_into_files_changes_no_number(model, tables, size, tmp_path):
     data, tokens = model
     paths = []
