@@ -70,9 +70,9 @@ def test_a_rule_runs_in_the_environment_of_its_conda_file(demo, tmp_path):
     product = copy.folder / "results/metrics/mini-olmoe.parquet"
     before = product.read_bytes()
     product.unlink()
-    run = [python, "-m", "snakemake", "--directory", copy.folder, "--configfile", copy.overlay]
+    run = [python, "-m", "snakemake", product.relative_to(copy.folder)]
     subprocess.run(
-        [*run, product.relative_to(copy.folder)],
+        [*run, "--directory", copy.folder, "--configfile", copy.overlay],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         check=True,
