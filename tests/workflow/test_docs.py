@@ -172,9 +172,9 @@ def runnable(words, mark, demo, folder):
             rest = [rest[0], "--help"]
         return [sys.executable, *rest]
     if program in {"cp", "diff"}:  # beside the results of `make demo`
-        places = {"demo/results": demo.folder / "results", "before": folder / "before"}
+        places = {"demo/results": demo.folder / "results", "demo/before": folder / "before"}
         if program == "diff":
-            places["before"] = places["demo/results"]
+            places["demo/before"] = places["demo/results"]
         return [program, *(places.get(word, word) for word in rest)]
     if program == "make":
         return ["make", "-n", *rest]
