@@ -4,6 +4,7 @@
 # make check      lint, types, tests: what .ci/run calls
 # make test-all   the slow tests too
 # make oldest     the engine's tests with the oldest transformers that is allowed
+# make oldest-snakemake, make newest-snakemake   the workflow's tests with the oldest and newest Snakemake that is allowed
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -13,7 +14,7 @@ PLUGIN := packages/snakemake-executor-plugin-runpod
 SOURCES := src scripts tests benchmarks packages
 PARALLEL := --numprocesses 2 --dist loadgroup
 
-.PHONY: install demo demo-runpod quick check lint types test test-slow test-all oldest soak format constraints clean
+.PHONY: install demo demo-runpod quick check lint types test test-slow test-all oldest oldest-snakemake newest-snakemake soak format constraints clean
 
 install: $(INSTALLED)
 
@@ -69,6 +70,23 @@ oldest:
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(addprefix tests/unit/,engine/test_streamed.py engine/test_streamed_faults.py \
 	  recording/test_recorder.py checkpoint/test_headers.py)
 
+# Healing relies on private names of Snakemake: an environment over the usual one, with another Snakemake.
+WITH_SNAKEMAKE := .venv-snakemake
+ALLOWED := $(shell sed -nE 's/.*"snakemake(>=.*)",.*/\1/p' pyproject.toml)
+
+oldest-snakemake: VERSION = $(subst >=,==,$(firstword $(subst $(comma), ,$(ALLOWED))))
+newest-snakemake: VERSION = $(ALLOWED)
+comma := ,
+
+oldest-snakemake newest-snakemake: install
+	$(BIN)/python -m venv --clear $(WITH_SNAKEMAKE)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(\"' + sysconfig.get_path('purelib') + '\")')" \
+	  > $$($(WITH_SNAKEMAKE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/usual.pth
+	$(WITH_SNAKEMAKE)/bin/python -m pip install --quiet --upgrade 'snakemake$(VERSION)'
+	$(WITH_SNAKEMAKE)/bin/python -m snakemake --version
+	$(WITH_SNAKEMAKE)/bin/python -m pytest --numprocesses 0 -m 'not slow' tests/unit/workflow/test_snakemake_internals.py \
+	  tests/unit/workflow/test_healing.py tests/workflow/test_healing.py tests/workflow/test_selection.py
+
 # Hours of random faults; not in continuous integration.
 soak: install
 	LIFE_SEQUENCES=5000 CHAOS_KILLS=200 CHAOS_ROUNDS=20 CHAOS_P=0.3 CHAOS_DEMO=1 $(BIN)/python -m pytest --timeout 36000 \
@@ -96,4 +114,4 @@ constraints:
 	$(call conda,extract,--extra extract)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WITH_SNAKEMAKE) demo demo-runpod logs .snakemake .pytest_cache .mypy_cache .ruff_cache

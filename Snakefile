@@ -1,6 +1,5 @@
 """Outlier features of Mixture-of-Experts language models: texts to figures."""
 
-from snakemake.io import strip_wildcard_constraints
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -25,7 +24,7 @@ include: "rules/heal.smk"
 
 
 # All by name: Snakemake does not build what is missing if that which was made from it looks fresh.
-products = [strip_wildcard_constraints(path) for made in workflow.rules for path in made.output]
+products = snakemake_internals.outputs(workflow)
 
 
 rule all:

@@ -1,31 +1,20 @@
 """Shared by all rules: the settings, the selected models, the batches."""
 
-import os
-
-from snakemake.exceptions import WorkflowError
+from functools import partial
 
 from moe_outliers import versions
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import paths, resources, settings
+from moe_outliers.workflow import healing, paths, settings, snakemake_internals, sweep
 
+snakemake_internals.check()
+here = partial(paths.seen_from_here, workflow.basedir)
 
-def here(path):
-    """Return a path of the workflow's folder as seen from the working directory."""
-    return path if os.path.isabs(path) else os.path.relpath(Path(workflow.basedir, path))
-
-
-try:
-    table = Path(here(config["table"]))
-    rows = settings.models(config, table, Path(workflow.basedir, "config/schemas"))
-except ValueError as error:
-    raise WorkflowError(str(error)) from None
-models = {
-    slug: row
-    | resources.needs(row)
-    | {"identity": receipts.identity(row, config), "shape": settings.shape(row)}
-    for slug, row in rows.items()
-}
+with snakemake_internals.errors():
+    rows = settings.models(
+        config, Path(here(config["table"])), Path(workflow.basedir, "config/schemas")
+    )
+models = {slug: sweep.described(row, config) for slug, row in rows.items()}
 data = config["data"]
 batches = receipts.batches(data["sequences"], data["batch_size"])
 pairs = [paths.STATISTICS, paths.RECEIPT]
@@ -54,16 +43,12 @@ def checkpoint_file(name):
 
 
 def tokens_of(wildcards):
-    """Return a model's tokens file; as never too new, if a whole model's is built again or unknown.
-
-    It is built again with the same bytes, and where Snakemake has no record of the batches, their
-    receipts say that it is the one they were made from: neither must send the model to a GPU again.
-    """
-    tokens, own = paths.TOKENS.format(model=wildcards.model), pairs_of(wildcards.model)
-    restored = any(not Path(p).exists() or Path(p) in damaged for p in (paths.TEXTS, tokens))
-    unknown = any(workflow.persistence._read_record(str(pair.statistics)) is None for pair in own)
-    whole = all(s.exists() and r.exists() and s not in damaged for s, r, _ in own)
-    return ancient(tokens) if whole and (restored or unknown) else tokens
+    """Return a model's tokens file; as never too new, if receipts prove what times cannot."""
+    tokens = paths.TOKENS.format(model=wildcards.model)
+    known = partial(snakemake_internals.has_record, workflow)
+    own = pairs_of(wildcards.model)
+    proven = healing.receipts_prove_tokens(own, Path(tokens), damaged, known)
+    return ancient(tokens) if proven else tokens
 
 
 def figure(name):

@@ -91,9 +91,8 @@ def different():
 def templates():
     """Give every text of the program as words; None stands for a word that is filled in."""
     modules = [*ROOT.glob("src/**/*.py"), *ROOT.glob("packages/*/src/**/*.py")]
-    for path in [*modules, ROOT / "rules/heal.smk"]:
-        source = path.read_text().partition("\nrule ")[0].replace("\nonstart:", "\nif True:")
-        for node in ast.walk(ast.parse(source)):
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text())):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             if all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
                 values = [part.value if isinstance(part, ast.Constant) else "\0" for part in parts]

@@ -5,7 +5,7 @@ is written last; a batch without a valid receipt does not exist. Nothing parses 
 before its sha256 has matched its receipt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -87,7 +87,7 @@ class Pair(NamedTuple):
     expected: Expected
 
 
-def identity(row: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def identity(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what all receipts of a model must agree with: its checkpoint and the settings.
 
     Args:

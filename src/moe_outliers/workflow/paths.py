@@ -4,6 +4,7 @@ Rules spell the paths of their inputs and outputs, since these are what one read
 compares them with those here. All other code takes the paths from here.
 """
 
+import os
 from pathlib import Path
 
 RESULTS = Path("results")
@@ -47,3 +48,11 @@ def record_of(product: str | Path) -> Path:
     """Return the path of a product's recorded digest."""
     path = Path(product)
     return DIGESTS / f"{path.relative_to(RESULTS) if path.parts[0] == 'results' else path}.json"
+
+
+def seen_from_here(folder: str | Path, path: str) -> str:
+    """Return a path that is relative to a folder as one relative to the working directory.
+
+    Absolute paths stay as they are.
+    """
+    return path if Path(path).is_absolute() else os.path.relpath(Path(folder, path))

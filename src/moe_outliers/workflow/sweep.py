@@ -1,6 +1,6 @@
 """A sweep without Snakemake: its settings, models and files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from moe_outliers.storage import receipts
-from moe_outliers.workflow import paths, settings
+from moe_outliers.workflow import paths, resources, settings
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,21 @@ def load(directory: Path, overlays: Sequence[Path], workflow: Path | None = None
         config = _over(config, _settings(path))
     rows = settings.models(config, above / config["table"], above / "config/schemas")
     return Sweep(above, directory, tuple(overlays), config, rows)
+
+
+def described(row: settings.Row, config: Mapping[str, Any]) -> settings.Row:
+    """Return all that rules need to know of a model.
+
+    Args:
+        row: of the table of models.
+        config: all settings.
+
+    Returns:
+        The row, with the resources that its extraction needs, `identity` (what its receipts must
+        agree with) and `shape` (what the checkpoint must agree with).
+    """
+    identity = receipts.identity(row, config)
+    return row | resources.needs(row) | {"identity": identity, "shape": settings.shape(row)}
 
 
 def root(workflow: Path | None) -> Path:

@@ -32,6 +32,10 @@ def _imports(path):
             yield node.module.split(".")[0]
 
 
+INTERNALS = SRC / "moe_outliers/workflow/snakemake_internals.py"
+"""The one module of the science that may import Snakemake; only rule files import it."""
+
+
 def _package(path):
     return next(name for name, source in PACKAGES.items() if source in path.parents)
 
@@ -43,7 +47,19 @@ def test_neither_package_imports_the_other_and_the_science_imports_no_executor(p
         "moe_outliers": {"snakemake", "runpod", "snakemake_executor_plugin_runpod"},
         "snakemake_executor_plugin_runpod": {"moe_outliers", "torch"},
     }[package]
-    assert not forbidden & set(_imports(path))
+    allowed = {"snakemake"} if path == INTERNALS else set()
+    assert not (forbidden - allowed) & set(_imports(path))
+
+
+def test_snakemakes_internals_are_used_by_rule_files_only_and_through_one_module():
+    arrows = _arrows("moe_outliers")
+    name = "moe_outliers.workflow.snakemake_internals"
+    assert not [module for module, others in arrows.items() if name in others]
+    documented = {"snakemake.utils"}
+    for path in [*RULES, ROOT / "Snakefile"]:
+        text = path.read_text()
+        assert not re.findall(r"\w\._[a-z]\w*", text), path
+        assert set(re.findall(r"^\s*(?:from|import) (snakemake\b[\w.]*)", text, re.M)) <= documented
 
 
 def test_files_stay_within_their_caps():
