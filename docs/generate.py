@@ -4,11 +4,16 @@ python docs/generate.py           writes them
 python docs/generate.py --check   says which are not up to date
 """
 
+import ast
+import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PLUGIN = "../packages/snakemake-executor-plugin-runpod"
@@ -62,6 +67,63 @@ def settings() -> str:
     return _text(rows)
 
 
+def api() -> str:
+    """Describe every function and class of the public face."""
+    import moe_outliers
+
+    lines = []
+    for name in moe_outliers.__all__:
+        thing = getattr(moe_outliers, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            lines += _described(f"mo.{name}", thing, 2)
+        parts = vars(thing).items() if inspect.isclass(thing) else ()
+        for part, member in parts:
+            if part.startswith("_"):
+                continue
+            if isinstance(member, property | cached_property):
+                lines += [f"### `{name}.{part}`", "", inspect.getdoc(member) or "", ""]
+            elif inspect.isfunction(member):
+                lines += _described(f"{name}.{part}", member, 3)
+    return _text(lines[:-1])
+
+
+def _described(name: str, thing: Any, level: int) -> list[str]:
+    """Write a heading, the signature and the docstring, its sections as lists."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    lines = [f"{'#' * level} `{name}`", ""]
+    if isinstance(node, ast.FunctionDef):
+        lines += ["```python", *_signature(name, node), "```", ""]
+    for line in (inspect.getdoc(thing) or "").splitlines():
+        entry = re.match(r" {4}(\w+): (.*)", line)
+        if heading := re.fullmatch(r"(Args|Returns|Raises|Attributes):", line):
+            section = heading[1]
+            lines += [f"*{section}*", ""]
+        elif entry and section != "Returns":
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        else:
+            lines.append(re.sub(r"^ {8}", "  ", line) if line[:8].isspace() else line.strip())
+    return [*lines, ""]
+
+
+def _signature(name: str, function: ast.FunctionDef) -> list[str]:
+    """Write a signature with one parameter a line, without `self`."""
+    parameters, arguments = [], function.args
+    required = len(arguments.args) - len(arguments.defaults)
+    defaults: list[ast.expr | None] = [*[None] * required, *arguments.defaults]
+    for argument, default in zip(arguments.args, defaults, strict=True):
+        parameters += [_parameter(argument, default)] if argument.arg != "self" else []
+    parameters += ["*"] if arguments.kwonlyargs else []
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        parameters.append(_parameter(argument, default))
+    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    return [f"{name}(", *(f"    {each}," for each in parameters), f"){returns}"]
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    kind = f": {ast.unparse(argument.annotation)}" if argument.annotation else ""
+    return f"{argument.arg}{kind}" + (f" = {ast.unparse(default)}" if default else "")
+
+
 def guarantees() -> str:
     """List every fault that a test injects, and what is promised."""
     sys.path.insert(0, str(HERE.parent / "tests"))
@@ -74,6 +136,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "variables": ("statistics-file.md", variables),
     "attributes": ("statistics-file.md", attributes),
     "families": ("families.md", families),
+    "api": ("api.md", api),
     "settings": (f"{PLUGIN}/docs/further.md", settings),
     "guarantees": ("guarantees.md", guarantees),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_outliers.extract import Task, extract
+from moe_outliers.run_model import Options
 from moe_outliers.storage import files, receipts
 from moe_outliers.workflow import resources
 from moe_outliers.workflow.script import run
@@ -22,16 +23,19 @@ def main(job: Any) -> None:
     pairs = zip(
         map(Path, job.output.statistics), map(Path, job.output.receipts), expected, strict=True
     )
-    task = Task(
-        folder=Path(job.input.config[0]).parent if local else None,
-        tokens=Path(job.input.tokens),
-        batches=[receipts.Pair(*pair) for pair in pairs],
+    options = Options(
         device="cpu" if job.resources.device == "cpu" else "cuda",
         dtype=params.dtype,
         micro_batch=params.micro_batch,
         alphas=params.alphas,
         engine=job.resources.engine,
         disk_bytes=(job.resources.disk_gb - resources.DISK_GB) * 10**9,
+    )
+    task = Task(
+        folder=Path(job.input.config[0]).parent if local else None,
+        tokens=Path(job.input.tokens),
+        batches=[receipts.Pair(*pair) for pair in pairs],
+        options=options,
     )
     extract(task, progress)
 

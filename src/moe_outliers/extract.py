@@ -1,28 +1,21 @@
 """Extracts the statistics of one model: every missing or invalid batch, with its receipt."""
 
 import dataclasses
-import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-import transformers
+import xarray as xr
 
-from moe_outliers import tokenization, versions
+from moe_outliers import run_model, tokenization, versions
 from moe_outliers.checkpoint.headers import digest
-from moe_outliers.engine import engine
+from moe_outliers.engine.engine import Engine
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
-from moe_outliers.recording import choose
-from moe_outliers.recording.recorder import Recorder
-from moe_outliers.stats import Array
+from moe_outliers.run_model import Options, environment
 from moe_outliers.storage import files, parquet, receipts, statistics_file
 from moe_outliers.storage.receipts import Pair
 
@@ -34,22 +27,13 @@ class Task:
     Attributes:
         folder: a local checkpoint in the hub's layout; None: the repository that the batches name.
         tokens: the tokens file.
-        device: cpu or cuda.
-        dtype: auto, bfloat16 or float32.
-        alphas: thresholds, ascending.
-        engine: streamed or resident; changes no number.
-        disk_bytes: disk that may be filled with shards of the hub; changes no number.
+        options: how the model is run.
     """
 
     folder: Path | None
     tokens: Path
     batches: list[Pair]
-    device: str
-    dtype: str
-    micro_batch: int
-    alphas: list[float]
-    engine: str = "streamed"
-    disk_bytes: int = 1 << 62
+    options: Options
     started: float = field(default_factory=time.monotonic)
 
 
@@ -67,45 +51,36 @@ def extract(task: Task, progress: Progress) -> None:
     if not wanted:
         progress("every batch is valid: nothing to do")
         return
-    if task.device == "cpu":
-        torch.set_num_threads(1)  # the order of sums, and so the last bits, depends on their number
     for batch in wanted:
         if reason := receipts.fault(*batch):
             progress(f"{batch.statistics}: {reason}: computing it")
             batch.receipt.unlink(missing_ok=True)
             batch.statistics.unlink(missing_ok=True)
-    ids, delimiter = (np.array(tokens[name].to_pylist()) for name in ("ids", "delimiter"))
-    rows = [row for batch in wanted for row in batch.expected.sequences]
-    with engine.opened(
-        str(task.folder or task.batches[0].expected.repo),
-        task.batches[0].expected.revision,
-        engine=task.engine,
-        device=task.device,
-        dtype=task.dtype,
-        disk_bytes=task.disk_bytes,
-        progress=progress,
-    ) as running:
-        _refuse_beyond_context(running.model.config, ids.shape[1])
-        recorder = Recorder(running.model, ids, delimiter, task.alphas)
-        done = running.run(recorder, rows, micro_batch=task.micro_batch, progress=progress)
-        failed = _write_finished(wanted, done, recorder, _Writer(task, running, recorder))
-        recorder.close()
+    first = wanted[0].expected
+    origin = (str(task.folder or first.repo), first.revision)
+    names = {name: getattr(first, name) for name in ("model", "repo", "revision")}
+    by_sequences = {tuple(batch.expected.sequences): batch for batch in wanted}
+    failed = {}
+    with (
+        run_model.one_thread(task.options.device),
+        run_model.opened(origin, task.options, progress) as running,
+    ):
+        done = run_model.run(
+            running,
+            tokens,
+            list(by_sequences),
+            options=task.options,
+            names=names,
+            progress=progress,
+        )
+        for sequences, result in done:
+            batch = by_sequences[tuple(sequences)]
+            if isinstance(result, ValueError):
+                failed[batch.expected.batch] = str(result)
+            else:
+                _write(task, batch, result, running)
     if failed:
         raise ValueError("; ".join(f"batch {name}: {reason}" for name, reason in failed.items()))
-
-
-def environment(device: str) -> dict[str, str]:
-    """Return the versions of libraries that numbers depend on."""
-    cuda = torch.version.cuda if device == "cuda" else None
-    here = {
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "cuda": cuda or "none",
-    }
-    if device == "cuda":
-        there = choose.usable(torch.device(device, 0))
-        here["kernels"] = f"triton {import_module('triton').__version__}" if there else "none"
-    return here
 
 
 def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]:
@@ -115,7 +90,7 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     to read the model; so where one batch must be computed anyway, those of other versions are too.
     """
     invalid, others = [], []
-    here = environment(task.device)
+    here = environment(task.options.device)
     checkpoint = digest(task.folder) if task.folder else None
     for batch in task.batches:
         ids = [ids_sha256[sequence] for sequence in batch.expected.sequences]
@@ -134,119 +109,38 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
     return invalid
 
 
-def _refuse_beyond_context(config: Any, tokens: int) -> None:
-    """Refuse sequences that are longer than the model's context."""
-    if tokens > config.max_position_embeddings:
-        raise ValueError(
-            f"sequences of {tokens} tokens, but the model's context is "
-            f"{config.max_position_embeddings} (max_position_embeddings in its config.json): "
-            "lower `data.tokens`, or leave the model out"
-        )
+def _write(task: Task, batch: Pair, dataset: xr.Dataset, running: Engine) -> None:
+    """Write the statistics file of a batch, then its receipt."""
+    statistics_file.write(dataset, batch.statistics)
+    reach(Failpoint.BEFORE_RECEIPT)
+    receipts.write(batch.receipt, **_receipt(task, batch, dataset.attrs, running.plan))
+    reach(Failpoint.AFTER_RECEIPT)
 
 
-def _write_finished(
-    wanted: list[Pair], done: Iterator[int], recorder: Recorder, writer: "_Writer"
-) -> dict[str, str]:
-    """Write each batch when its last sequence is done; return which failed, and why."""
-    results: dict[int, dict[str, Array]] = {}
-    failed: dict[str, str] = {}
-    for row in done:
-        batch = next(batch for batch in wanted if row in batch.expected.sequences)
-        try:
-            results[row] = recorder.result(row)
-        except ValueError as error:
-            failed.setdefault(batch.expected.batch, f"sequence {row}: {error}")
-        if all(sequence in results for sequence in batch.expected.sequences):
-            writer.write(batch, [results.pop(sequence) for sequence in batch.expected.sequences])
-    return failed
-
-
-class _Writer:
-    """Writes statistics files and receipts of one model."""
-
-    def __init__(self, task: Task, running: engine.Engine, recorder: Recorder) -> None:
-        self.task, self.running, self.recorder = task, running, recorder
-
-    @cached_property
-    def attributes(self) -> dict[str, Any]:
-        """The attributes that all batches share; only after the first forward pass."""
-        return _attributes(self.task, self.running.model, self.recorder)
-
-    def write(self, batch: Pair, parts: list[dict[str, Array]]) -> None:
-        """Write the statistics file of a batch, then its receipt."""
-        expected, recorder = batch.expected, self.recorder
-        ids_sha256 = expected.ids_sha256 or []
-        variables = {
-            name: np.stack([part[name] for part in parts]) for name in parts[0]
-        } | recorder.norms()
-        attributes = self.attributes | {
-            "model": expected.model,
-            "repo": expected.repo,
-            "revision": expected.revision,
-            "ids_sha256": hashlib.sha256("".join(ids_sha256).encode()).hexdigest(),
-        }
-        coordinates = statistics_file.coordinates(
-            sequences=expected.sequences,
-            alphas=self.task.alphas,
-            sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
-            moe_blocks=recorder.moe_blocks,
-        )
-        reach(Failpoint.BEFORE_STATISTICS)
-        dataset = statistics_file.assemble(variables, coordinates, attributes)
-        statistics_file.write(dataset, batch.statistics)
-        reach(Failpoint.BEFORE_RECEIPT)
-        receipts.write(batch.receipt, **self._receipt(batch))
-        reach(Failpoint.AFTER_RECEIPT)
-
-    def _receipt(self, batch: Pair) -> dict[str, Any]:
-        expected = batch.expected
-        return {
-            "format": 1,
-            "file": batch.statistics.name,
-            "size": batch.statistics.stat().st_size,
-            "sha256": files.sha256(batch.statistics),
-            "model": expected.model,
-            "repo": expected.repo,
-            "revision": expected.revision,
-            "checkpoint": expected.checkpoint,
-            "batch": expected.batch,
-            "sequences": expected.sequences,
-            "ids_sha256": expected.ids_sha256 or [],
-            "settings": expected.settings,
-            "engine": versions.EXTRACT,
-            "versions": environment(self.task.device),
-            "device": self.attributes["device"],
-            "dtype": self.attributes["norm_dtype"],
-            "attempt": files.ATTEMPT,
-            "plan": self.running.plan,
-            "pod": _pod(time.monotonic() - self.task.started),
-        }
-
-
-def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
-    """Describe how the numbers were computed: the statistics file's global attributes."""
-    config: Any = model.config
-    here = environment(task.device)
-    mixers = {getattr(layer, "linear_attn", None) for layer in model.model.layers} - {None}
-    kernels = {
-        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0] for mixer in mixers
-    }
-    linear = {"transformers": "torch"}
+def _receipt(
+    task: Task, batch: Pair, attributes: Mapping[str, Any], plan: list[str]
+) -> dict[str, Any]:
+    expected = batch.expected
     return {
-        "format": versions.STATISTICS_FORMAT,
-        "family": config.model_type,
+        "format": 1,
+        "file": batch.statistics.name,
+        "size": batch.statistics.stat().st_size,
+        "sha256": files.sha256(batch.statistics),
+        "model": expected.model,
+        "repo": expected.repo,
+        "revision": expected.revision,
+        "checkpoint": expected.checkpoint,
+        "batch": expected.batch,
+        "sequences": expected.sequences,
+        "ids_sha256": expected.ids_sha256 or [],
+        "settings": expected.settings,
         "engine": versions.EXTRACT,
-        "weights_dtype": str(model.dtype).removeprefix("torch."),
-        "norm_dtype": " ".join(sorted(recorder.norm_dtypes)),
-        "attention": config._attn_implementation,
-        "linear_attention": " ".join(sorted(linear.get(k, k) for k in kernels)) or "none",
-        "experts": config._experts_implementation or "eager",
-        "router_scores": recorder.family.scores,
-        "micro_batch": task.micro_batch,
-        "torch": here["torch"],
-        "transformers": here["transformers"],
-        "cuda": here["cuda"],
-        "device": torch.cuda.get_device_name() if task.device == "cuda" else "cpu",
+        "versions": environment(task.options.device),
+        "device": attributes["device"],
+        "dtype": attributes["norm_dtype"],
+        "attempt": files.ATTEMPT,
+        "plan": plan,
+        "pod": _pod(time.monotonic() - task.started),
     }
 
 

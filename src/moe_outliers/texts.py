@@ -73,6 +73,12 @@ def cut(name: str, text: str, *, sequences: int, tokens: int) -> pa.Table:
     return _table([(name, part, _sha256(part)) for part in ranges])
 
 
+def of_strings(texts: str | Iterable[str]) -> pa.Table:
+    """Make a table of texts that are at hand, one row each: document, text, sha256 of the text."""
+    strings = [texts] if isinstance(texts, str) else list(texts)
+    return _table([(f"text {number}", t, _sha256(t)) for number, t in enumerate(strings)])
+
+
 def read_text(path: Path) -> str:
     """Read a text file.
 

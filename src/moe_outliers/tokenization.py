@@ -35,6 +35,11 @@ def load(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path}: no tokenizer: {error}") from None
+    return plain(tokenizer)
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Turn off truncation and padding of a tokenizer, and return it."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -4,6 +4,9 @@ Rules pass these to their scripts as a parameter, so that a changed comment cost
 changed formula is never missed. This module imports nothing: every start of Snakemake reads it.
 """
 
+__version__ = "0.1.0"
+"""The version of this distribution: pyproject.toml takes it from here; it rebuilds nothing."""
+
 TEXTS = 1
 TOKENIZE = 1
 EXTRACT = 1

@@ -22,19 +22,28 @@ import sys
 from pathlib import Path
 from moe_outliers.storage import receipts
 from moe_outliers.extract import Task, extract
+from moe_outliers.run_model import Options
 engine, disk, out, revision, folder, repo = sys.argv[1:]
 identity = {"repo": repo, "revision": revision, "settings": "0" * 64}
 expected = receipts.expectations("tiny", identity | {"sequences": 5, "batch_size": 2})
 files = [(Path(out, f"{e.batch}.nc"), Path(out, f"{e.batch}.json")) for e in expected]
 pairs = [receipts.Pair(*paths, e) for paths, e in zip(files, expected, strict=True)]
-task = Task(
-    Path(folder) if folder else None, Path("tokens.parquet"), pairs, "cpu", "auto", 2,
-    ALPHAS, engine=engine, disk_bytes=int(disk),
-)
+options = Options("cpu", "auto", 2, ALPHAS, engine=engine, disk_bytes=int(disk))
+task = Task(Path(folder) if folder else None, Path("tokens.parquet"), pairs, options)
 try:
     extract(task, lambda line: print(line, flush=True))
 except ValueError as error:
     sys.exit(f"error: {error}")
+""".replace("ALPHAS", repr(ALPHAS))
+
+
+RECORD = """
+import moe_outliers as mo
+from moe_outliers.storage import parquet, statistics_file
+tokens = parquet.read("tokens.parquet")
+data = mo.record("org/model", tokens, device="cpu", alphas=ALPHAS, micro_batch=2, name="tiny")
+statistics_file.write(data, "01.nc", [2, 3])
+print(data.attrs["revision"])
 """.replace("ALPHAS", repr(ALPHAS))
 
 
@@ -86,7 +95,17 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
         assert done.returncode == 0, done.stderr
         assert [fault.fired for fault in faults] == [5, 1]
         assert set(server.tokens) == {f"Bearer {TOKEN}"}
-    assert not spilt(tokens, done.stdout + done.stderr, TOKEN)
+        named = subprocess.run(
+            [sys.executable, "-c", RECORD],
+            cwd=tokens,
+            env=os.environ | server.environment(tokens / "hf") | {"HF_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert named.stdout.strip() == COMMIT  # of the branch main, which `mo.record` was not told
+    assert (tokens / "01.nc").read_bytes() == (tokens / "hub/01.nc").read_bytes()
+    assert not spilt(tokens, done.stdout + done.stderr + named.stdout + named.stderr, TOKEN)
     done = extract(tokens, "disk", folder=folder, engine="resident")
     assert done.returncode == 0, done.stderr
     for batch in ("00", "01", "02"):

@@ -1,4 +1,4 @@
-"""What others get of a finished sweep: post, data set, schemas, notebook."""
+"""What others get of a finished sweep: post, data set, schemas."""
 
 import hashlib
 import json
@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import jsonschema
-import nbclient
-import nbformat
 import pytest
 import yaml
 from canaries import CANARIES, spilt
@@ -172,21 +170,6 @@ def test_summary_and_status_are_as_their_schemas_say(demo, summary):
     jsonschema.validate(found, json.loads((ROOT / "docs/schemas/status.schema.json").read_text()))
     assert {row["verify"] for row in found["models"].values()} == {"valid"}
     assert set(found["sweep"].values()) == {"done"}
-
-
-@pytest.mark.slow
-def test_the_notebook_runs_on_a_finished_sweep(demo, summary, tmp_path):
-    notebook = nbformat.read(ROOT / "notebooks/thresholds.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)
-    (tmp_path / "results").symlink_to(demo.folder / "results")
-    client = nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute()
-    for name in ("features_by_threshold", "extent_by_share"):
-        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
-    told = str(notebook.cells[1].outputs)
-    assert all(model in told for model in summary["models"])
 
 
 @pytest.mark.fault(98)

@@ -11,13 +11,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from moe_outliers import __version__
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import sentences
 from moe_outliers.report.figures.captions import caption, share
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.stats.multiplicity import LEVEL
 from moe_outliers.storage import receipts
+from moe_outliers.versions import __version__
 
 TEMPLATE = "report.html.jinja"
 SECTIONS = ("Comparison", "Depth", "Experts", "Controls", "Legacy")

@@ -174,10 +174,19 @@ def fault(
         stated = read(receipt)
     except (ValueError, OSError) as error:
         return f"the receipt is invalid: {error}"
-    return mismatch(stated, expected) or _damage(statistics, stated, sha256)
+    return mismatch(stated, expected) or damage(statistics, stated, sha256)
 
 
-def _damage(statistics: Path, stated: Receipt, sha256: Callable[[Path], str]) -> str | None:
+def damage(
+    statistics: Path, stated: Receipt, sha256: Callable[[Path], str] = files.sha256
+) -> str | None:
+    """Return in what a statistics file differs from what its receipt states, or None.
+
+    Args:
+        statistics: the file, which must exist; it is hashed, never parsed.
+        stated: its receipt.
+        sha256: hashes a file; a cache may stand in.
+    """
     size = statistics.stat().st_size
     if stated.file != statistics.name:
         return f"the receipt is of {stated.file}"

@@ -4,6 +4,7 @@ One netCDF-4 file holds the statistics of one batch of sequences of one model. V
 the extraction fills them in, `verify` checks them, and docs/statistics-file.md lists them.
 """
 
+import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -143,6 +144,10 @@ ATTRIBUTES = (
 )  # fmt: skip
 """Global attributes; none is a time stamp: equal inputs give equal bytes on one machine."""
 
+IDS = "ids_sha256"
+"""The digest of the token ids: in memory one a sequence, as a coordinate; in a file the attribute
+is the digest of those of all its sequences."""
+
 
 def coordinates(
     *,
@@ -199,12 +204,42 @@ def assemble(
     return xr.Dataset(data, coordinates, attributes)
 
 
-def write(dataset: xr.Dataset, path: str | Path) -> None:
-    """Write a statistics file atomically: compressed, every chunk with a checksum."""
+def with_ids(dataset: xr.Dataset, ids_sha256: Sequence[str]) -> xr.Dataset:
+    """Return a dataset with the digest of each sequence's token ids, and the digest of them all."""
+    named = dataset.assign_coords({IDS: ("sequence", list(ids_sha256))})
+    together = hashlib.sha256("".join(ids_sha256).encode()).hexdigest()
+    return named.assign_attrs({IDS: together})
+
+
+def write(dataset: xr.Dataset, path: str | Path, sequences: Sequence[int] | None = None) -> None:
+    """Write a statistics file atomically: compressed, every chunk with a checksum.
+
+    Args:
+        dataset: as `assemble` returns it, or `mo.record`: digests of single sequences are left out.
+        path: the file.
+        sequences: the global indices of those to write, in order, for a file as of a batch of
+            these alone; None for all.
+
+    Raises:
+        ValueError: if the dataset lacks one of the sequences, or the digests of its token ids.
+    """
+    if sequences is not None:
+        dataset = _of_sequences(dataset, sequences)
+    dataset = dataset.drop_vars(IDS, errors="ignore")
     stored = {"zlib": True, "complevel": 4, "shuffle": True, "fletcher32": True, "_FillValue": None}
     encoding = {name: stored for name in dataset.data_vars if dataset[name].size}
     with files.replacing(path) as part:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=encoding)
+
+
+def _of_sequences(dataset: xr.Dataset, sequences: Sequence[int]) -> xr.Dataset:
+    known = dataset["sequence"].values.tolist()
+    if lacking := sorted(set(sequences) - set(known)):
+        raise ValueError(f"statistics: no sequences {lacking}; there are {known}")
+    if IDS not in dataset.coords:
+        raise ValueError(f"statistics: no coordinate {IDS}: take the dataset that mo.record gives")
+    part = dataset.isel(sequence=[known.index(sequence) for sequence in sequences])
+    return with_ids(part, part[IDS].values.tolist())
 
 
 def read(path: str | Path, variables: Collection[str] | None = None) -> xr.Dataset:

@@ -14,9 +14,9 @@ from typing import Any
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
-from moe_outliers import __version__
 from moe_outliers.storage import files, receipts
 from moe_outliers.storage.digests import DigestCache
+from moe_outliers.versions import __version__
 from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 

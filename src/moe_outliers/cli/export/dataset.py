@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from moe_outliers import __version__
 from moe_outliers.report import sentences
 from moe_outliers.report.tables import TABLES
 from moe_outliers.storage import files
+from moe_outliers.versions import __version__
 from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_outliers import __version__
 from moe_outliers.metrics.counts import Z_MAGNITUDE
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import page, sentences
 from moe_outliers.report.figures.captions import caption
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import files
+from moe_outliers.versions import __version__
 from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
 
