@@ -291,7 +291,7 @@ def _attributes(options: Options, model: Any, recorder: Recorder) -> dict[str, A
         "torch": here["torch"],
         "transformers": here["transformers"],
         "cuda": here["cuda"],
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else options.device,
     }
 
 
