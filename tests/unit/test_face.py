@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from snake import ROOT
+from support.snake import ROOT
 
 import moe_outliers as mo
 from moe_outliers import run_model

@@ -9,8 +9,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from slice import MODELS
-from snake import ROOT
+from support.slice import MODELS
+from support.snake import ROOT
 
 import moe_outliers as mo
 from moe_outliers import texts
