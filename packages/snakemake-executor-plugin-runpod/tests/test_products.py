@@ -198,6 +198,7 @@ def test_58_what_a_finished_job_has_made_comes_home_when_its_run_is_interrupted(
     os.kill(run.pid, signal.SIGINT)
     said = project.finish(run)
     assert said.code == 1
+    assert "Traceback" not in said.text
     assert (project.folder / "a.bin").stat().st_size == 3_000_000, said.text[-3000:]
     assert not project.account.alive
     again = project("a.bin")
