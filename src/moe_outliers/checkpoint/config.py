@@ -1,5 +1,6 @@
 """Reads a checkpoint's config.json, and checks it before anything depends on it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from moe_outliers.storage import files
 
 QUANTISED = ("mxfp4", "fp8")
 """Formats of quantised weights that can be read: quant_method in config.json."""
+
+FP8_BLOCK = [128, 128]
+"""Rows and columns that share a scale of FP8 where config.json does not say: as transformers."""
 
 LIMITS = {
     "num_hidden_layers": 1000,
@@ -60,8 +64,23 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def quantisation(config: dict[str, Any], folder: Path) -> str | None:
-    """Name how the weights of a checkpoint are quantised, or None if they are not.
+@dataclass(frozen=True)
+class Quantisation:
+    """How the weights of a checkpoint are quantised.
+
+    Attributes:
+        method: one of QUANTISED.
+        block: rows and columns of an FP8 weight that share one scale; None: all of it share one.
+        exponents: scales that are stored as bytes are exponents of two, biased by 127.
+    """
+
+    method: str
+    block: tuple[int, int] | None = None
+    exponents: bool = False
+
+
+def quantisation(config: dict[str, Any], folder: Path) -> Quantisation | None:
+    """Return how the weights of a checkpoint are quantised, or None if they are not.
 
     Raises:
         ValueError: if they are in a way that cannot be dequantised here.
@@ -69,10 +88,24 @@ def quantisation(config: dict[str, Any], folder: Path) -> str | None:
     settings = config.get("quantization_config")
     if settings is None:
         return None
-    method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    if method not in QUANTISED:
+    named = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if named not in QUANTISED or not isinstance(settings, dict):
+        said = f"by {named!r}" if named else "in a way that config.json does not name"
         raise ValueError(
-            f"{folder}: weights quantised by {method!r}; {' and '.join(QUANTISED)} can be read: "
+            f"{folder}: weights quantised {said}; {' and '.join(QUANTISED)} can be read: "
             "take the repository with the original weights"
         )
-    return str(method)
+    if named != "fp8":
+        return Quantisation(named)
+    block = settings.get("weight_block_size", FP8_BLOCK)  # stated as null: one scale a weight
+    if block is not None and not (
+        isinstance(block, list)
+        and len(block) == 2
+        and all(type(side) is int and side > 0 for side in block)
+    ):
+        raise ValueError(
+            f"{folder / 'config.json'}: weight_block_size is {block!r}, must be two whole numbers "
+            "from 1 on, or null"
+        )
+    exponents = settings.get("scale_fmt") == "ue8m0"
+    return Quantisation(named, (block[0], block[1]) if block else None, exponents)

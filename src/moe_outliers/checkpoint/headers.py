@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from moe_outliers.storage import files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ONLY = "model-00001-of-00001.safetensors"
+NUMBERED = re.compile(r"model-\d+-of-\d+\.safetensors")
 MAX_HEADER_BYTES = 100_000_000
 
 HEADER_READ_BYTES = 1 << 20
@@ -83,15 +85,32 @@ def shards(folder: Path, names: Collection[str] | None = None) -> list[str]:
             if name not in names:
                 raise ValueError(f"{folder}: the shard {name} of {INDEX} is missing")
         return named
+    if ONLY in names and not any(n != ONLY and NUMBERED.fullmatch(n) for n in names):
+        return [ONLY]
+    raise ValueError(f"{folder}: {_no_shards(names)}")
+
+
+def _no_shards(names: Collection[str]) -> str:
+    """Say why a folder holds no checkpoint that can be read, and what to do."""
+    own = sorted(name for name in names if name.startswith("consolidated."))
+    if any(Path(name).suffix == ".safetensors" for name in own):
+        return (
+            f"{own[0]} is in Mistral's own layout, whose tensors have other names: take the "
+            f"repository, or the revision, that holds {SINGLE} or model-00001-of-….safetensors"
+        )
+    loose = sorted(name for name in names if Path(name).suffix == ".safetensors")
+    if loose:
+        return (
+            f"it holds {', '.join(loose[:3])}, but neither {SINGLE} nor {INDEX}, which says what "
+            "belongs to the checkpoint: fetch the index too"
+        )
     pickled = sorted(name for name in names if Path(name).suffix in {".bin", ".pt", ".pth"})
     held = (
         f"it holds {', '.join(pickled[:3])}, and pickled weights are never opened"
         if pickled
         else "none there"
     )
-    raise ValueError(
-        f"{folder}: no safetensors files ({held}); convert the checkpoint to safetensors"
-    )
+    return f"no safetensors files ({held}); convert the checkpoint to safetensors"
 
 
 def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
@@ -160,8 +179,8 @@ def index_of(source: Source) -> dict[str, Tensor]:
         Every tensor of the checkpoint by name.
 
     Raises:
-        ValueError: as `parse_header` does; if a tensor stands in two shards, or the index and the
-            headers disagree.
+        ValueError: as `parse_header` does; if a tensor stands in two shards, or in another than the
+            index says.
     """
     index: dict[str, Tensor] = {}
     with ThreadPoolExecutor(HEADER_READERS) as pool:
@@ -174,16 +193,24 @@ def index_of(source: Source) -> dict[str, Tensor]:
             index |= tensors
     if source.names != [SINGLE] and (source.folder / INDEX).is_file():
         promised = json.loads((source.folder / INDEX).read_text())["weight_map"]
-        wrong = [
-            key
-            for key in promised.keys() | index.keys()
-            if key not in index or promised.get(key) != index[key].shard
-        ]
-        if wrong:
-            raise ValueError(
-                f"{source.folder}: {INDEX} and the shards disagree about {sorted(wrong)[0]}"
-            )
+        # What the index lists and no shard holds, or the other way about, may be a tensor that the
+        # model's class ignores: the headers say what is there.
+        for key in sorted(promised.keys() & index.keys()):
+            if promised[key] != index[key].shard:
+                raise ValueError(
+                    f"{source.folder}: {INDEX} says that {key} is in {promised[key]}, "
+                    f"it is in {index[key].shard}"
+                )
     return index
+
+
+def absent(folder: Path, index: Mapping[str, Tensor]) -> str:
+    """Name a tensor that the index file lists and no shard holds, as the end of a sentence."""
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+        return ""
+    promised = json.loads((folder / INDEX).read_text())["weight_map"]
+    lacking = sorted(promised.keys() - index.keys())
+    return f"; {INDEX} lists {lacking[0]}, which no shard holds" if lacking else ""
 
 
 def _read_header(source: Source, name: str) -> bytes:

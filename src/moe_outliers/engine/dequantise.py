@@ -52,28 +52,31 @@ def _mxfp4(blocks: Tensor, scales: Tensor, out: Tensor) -> None:
         out[part] = values.view(-1, rows, groups * 2 * half).transpose(1, 2)
 
 
-def fp8(values: Tensor, scales: Tensor, out: Tensor) -> None:
+def fp8(values: Tensor, scales: Tensor, block: tuple[int, int], out: Tensor) -> None:
     """Dequantise a matrix whose rectangular blocks share one scale each.
 
     Args:
         values: (row, column), an 8-bit floating type.
-        scales: (block of rows, block of columns), floating; the blocks divide the matrix evenly.
+        scales: one for each block, row of blocks by row of blocks: floating, or uint8, the
+            exponents of two, biased by 127.
+        block: rows and columns of a block; the last ones may have fewer.
         out: (row, column), where the weights go; any floating type.
-
-    Raises:
-        ValueError: if the blocks do not divide the matrix evenly.
     """
-    (rows, columns), (high, wide) = values.shape, scales.shape
-    if rows % high or columns % wide:
-        raise ValueError(
-            f"FP8 weights of {rows} by {columns} do not divide into {high} by {wide} blocks"
-        )
-    tall = rows // high
-    for part in _parts(high, tall * columns):
-        here = values[part.start * tall : part.stop * tall]
-        blocks = here.float().view(-1, tall, wide, columns // wide)
-        weights = blocks * scales[part].float()[:, None, :, None]
-        out[part.start * tall : part.stop * tall] = weights.view(here.shape)
+    (rows, columns), (tall, wide) = values.shape, block
+    if scales.dtype == torch.uint8:
+        scales = torch.exp2(scales.float() - _EXPONENT_BIAS)
+    grid = scales.float().reshape(-(-rows // tall), -(-columns // wide))
+    for part in _parts(len(grid), tall * columns):
+        here = slice(part.start * tall, min(part.stop * tall, rows))
+        weights = values[here].float()
+        weights *= _spread(_spread(grid[part], wide, columns).T, tall, len(weights)).T
+        out[here] = weights
+
+
+def _spread(scales: Tensor, times: int, length: int) -> Tensor:
+    """Repeat each column so many times; leave out what is beyond a length."""
+    repeated = scales[:, :, None].expand(-1, -1, times)
+    return repeated.reshape(len(scales), -1)[:, :length]
 
 
 @cache

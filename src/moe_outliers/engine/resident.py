@@ -1,15 +1,16 @@
 """Runs a model that fits on the device: stock transformers, one micro-batch after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from moe_outliers.checkpoint.config import quantisation, read_config
-from moe_outliers.checkpoint.headers import read_index
-from moe_outliers.engine import attention
+from moe_outliers.checkpoint.config import Quantisation, quantisation, read_config
+from moe_outliers.checkpoint.headers import Tensor, absent, read_index
+from moe_outliers.engine import attention, weight_map
+from moe_outliers.engine.meta_model import dtype_of, empty_model
 from moe_outliers.progress import Progress
 from moe_outliers.recording.recorder import Recorder
 
@@ -33,10 +34,11 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             transformers would fill those at random.
     """
     config = read_config(folder / "config.json")
-    read_index(folder)
+    index, quantised = read_index(folder), quantisation(config, folder)
+    _refuse_misfits(folder, dtype_of(dtype, config, index), index, quantised)
     arguments: dict[str, Any] = {}
-    if method := quantisation(config, folder):
-        arguments["quantization_config"] = DEQUANTISED[method]()
+    if quantised:
+        arguments["quantization_config"] = DEQUANTISED[quantised.method]()
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -56,12 +58,40 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         )
         raise ValueError(f"{folder}: the checkpoint does not fit its config.json: {listed}")
     for name, parameter in model.named_parameters():
-        if method and parameter.dtype != model.dtype:
+        if quantised and parameter.dtype != model.dtype:
             raise ValueError(
                 f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
-                f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
+                f"of {quantised.method} weights, not {model.dtype}: run streamed, or with dtype "
+                "auto"
             )
     return model.eval()
+
+
+def _refuse_misfits(
+    folder: Path,
+    dtype: torch.dtype,
+    index: Mapping[str, Tensor],
+    quantised: Quantisation | None,
+) -> None:
+    """Refuse what the streamed engine refuses, and what transformers would load wrongly.
+
+    Raises:
+        ValueError: if the checkpoint does not fit its config.json, or holds FP8 weights whose last
+            blocks are smaller: transformers divides a matrix evenly among its scales.
+    """
+    model = empty_model(folder, dtype, torch.device("cpu"))
+    try:
+        made = weight_map.parameters(model, index, quantised)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}{absent(folder, index)}") from None
+    for weight in (piece.stored for parameter in made for piece in parameter.pieces):
+        if weight.block and any(n % m for n, m in zip(weight.shape, weight.block, strict=True)):
+            raise ValueError(
+                f"{folder}: {weight.name} {list(weight.shape)} has a scale for every "
+                f"{weight.block[0]} rows and {weight.block[1]} columns: transformers "
+                f"{transformers.__version__} cannot read blocks that do not divide a matrix "
+                "evenly: run with --set-resources extract:engine=streamed"
+            )
 
 
 def run(

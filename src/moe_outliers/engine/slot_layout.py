@@ -15,7 +15,8 @@ from torch import Tensor
 
 from moe_outliers.checkpoint import headers
 from moe_outliers.engine import dequantise
-from moe_outliers.engine.weight_map import Group, Parameter, Piece, torch_dtype
+from moe_outliers.engine.stored import Stored
+from moe_outliers.engine.weight_map import Group, Parameter, torch_dtype
 
 ALIGNMENT = 256
 """Bytes: parameters begin at multiples, as matrix kernels want it."""
@@ -97,28 +98,40 @@ class Layout:
         self._places[parameter.name] = self.slot_bytes
         for piece in parameter.pieces:
             place = self.slot_bytes + piece.start * parameter.dtype.itemsize
-            self._targets.append((piece.values, place))
+            self._targets.append((piece.stored.values, place))
         self.slot_bytes += _aligned(parameter.nbytes)
 
     def _make(self, parameter: Parameter) -> None:
         self._places[parameter.name] = self.work_bytes
         self.work_bytes += _aligned(parameter.nbytes)
-        for piece in parameter.pieces:
-            for tensor in filter(None, (piece.values, piece.scales)):
+        for tensor in parameter.tensors:
+            if tensor not in self._raw:  # several parameters may be computed from one tensor
                 self._targets.append((tensor, self.slot_bytes))
                 self._raw[tensor] = self.slot_bytes
                 self.slot_bytes += _aligned(tensor.stop - tensor.start)
 
     def _compute(self, parameter: Parameter, slot: Tensor, flat: Tensor) -> None:
+        if parameter.conversion is None:
+            for piece in parameter.pieces:
+                out = flat[piece.start : piece.start + math.prod(piece.shape)]
+                self._weight(piece.stored, slot, out.view(piece.shape))
+            return
+        sources = []
         for piece in parameter.pieces:
-            values = self._stored(piece.values, slot)
-            out = flat[piece.start : piece.start + _count(piece)].view(piece.shape)
-            if piece.scales is None:
-                out.copy_(values)
-            elif values.dtype == torch.uint8:
-                dequantise.mxfp4(values, self._stored(piece.scales, slot), out)
-            else:
-                dequantise.fp8(values, self._stored(piece.scales, slot), out)
+            made = torch.empty(piece.shape, dtype=parameter.dtype, device=slot.device)
+            self._weight(piece.stored, slot, made)
+            sources.append(made)
+        flat.view(parameter.shape).copy_(parameter.conversion(sources))
+
+    def _weight(self, stored: Stored, slot: Tensor, out: Tensor) -> None:
+        """Compute a weight from the bytes that are stored of it."""
+        values = self._stored(stored.values, slot)
+        if stored.scales is None:
+            out.copy_(values)
+        elif stored.block is None:
+            dequantise.mxfp4(values, self._stored(stored.scales, slot), out)
+        else:
+            dequantise.fp8(values, self._stored(stored.scales, slot), stored.block, out)
 
     def _stored(self, tensor: headers.Tensor, slot: Tensor) -> Tensor:
         place = self._raw[tensor]
@@ -135,10 +148,6 @@ def _add(read: Read, at: int, to: int, length: int) -> None:
             read.copies[-1] = (start, place, before + length)
             return
     read.copies.append((at - read.start, to, length))
-
-
-def _count(piece: Piece) -> int:
-    return math.prod(piece.shape)
 
 
 def _aligned(nbytes: int) -> int:

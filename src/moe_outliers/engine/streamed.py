@@ -81,7 +81,8 @@ class Streamed:
         try:
             groups = weight_map.groups(self.model, index, quantised)
         except ValueError as error:
-            raise ValueError(f"{source.folder}: {error}") from None
+            lacking = headers.absent(source.folder, index)
+            raise ValueError(f"{source.folder}: {error}{lacking}") from None
         self.layouts = [Layout(group) for group in groups]
 
     def run(

@@ -1,16 +1,18 @@
-"""Maps the tensors of a checkpoint to the parameters of a model.
+"""Maps the weights of a checkpoint to the parameters of a model.
 
 Names, fusions and data types follow transformers' own tables, so that the weights are those of
 `from_pretrained`. A conversion that only moves bytes (a changed name, experts' matrices stacked and
 set side by side) needs no computation: every tensor is copied to its final place. Any other (a
-cast, a dequantisation) is computed when the layer is used.
+cast, a dequantisation, an operation of transformers) is computed when the layer is used.
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,16 +26,13 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from moe_outliers.checkpoint.headers import DTYPES, Tensor
+from moe_outliers.checkpoint import headers
+from moe_outliers.checkpoint.config import Quantisation
+from moe_outliers.engine import stored as stored_weights
+from moe_outliers.engine.stored import Stored
 
-PLAIN = ("BF16", "F16", "F32", "F64")
-"""Types of weights that are not quantised."""
-
-FP8 = ("F8_E4M3", "F8_E5M2")
-"""Types of weights that are quantised, one scale for each rectangular block."""
-
-COMPANIONS = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}
-"""Endings of the tensors that together hold one quantised weight: its values, and their scales."""
+Source = tuple[str, Stored]
+"""A weight, and before it the pattern of transformers' table that its name matched, or nothing."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _BLOCK = re.compile(r"^model\.layers\.(\d+)\.")
@@ -41,40 +40,51 @@ _BLOCK = re.compile(r"^model\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the checkpoint and its place in a parameter.
+    """A weight of the checkpoint and its place in a parameter.
 
     Attributes:
-        name: its name in the checkpoint, without the ending of its companions.
-        values, scales: where its values lie, and the scales of quantised ones.
+        stored: the weight.
         start: its first element in the flattened parameter.
-        shape: the shape that it has there.
     """
 
-    name: str
-    values: Tensor
-    scales: Tensor | None
-    start: int
-    shape: tuple[int, ...]
+    stored: Stored
+    start: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's own shape."""
+        return self.stored.shape
 
 
 @dataclass
 class Parameter:
-    """A parameter or buffer of the model, and the pieces that make it.
+    """A parameter or buffer of the model, and the weights that make it.
 
     Attributes:
         moved: its bytes are the pieces' bytes, at their places; else it is computed from them.
+        conversion: computes it from its pieces, each in its own shape and the parameter's type;
+            None: each piece, cast or dequantised, goes to its place.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: list[Piece]
-    moved: bool
+    moved: bool = False
+    conversion: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the parameter."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def tensors(self) -> Iterator[headers.Tensor]:
+        """The stored tensors that make it: values and scales."""
+        for piece in self.pieces:
+            yield piece.stored.values
+            if piece.stored.scales is not None:
+                yield piece.stored.scales
 
 
 @dataclass
@@ -87,26 +97,19 @@ class Group:
     @property
     def shards(self) -> list[str]:
         """Names of the shards that its tensors lie in."""
-        return sorted({tensor.shard for _, tensor in tensors_of(self)})
+        return sorted({tensor.shard for p in self.parameters for tensor in p.tensors})
 
 
-def torch_dtype(tensor: Tensor) -> torch.dtype:
+def torch_dtype(tensor: headers.Tensor) -> torch.dtype:
     """Return the type that torch gives a tensor of the checkpoint."""
-    found: torch.dtype = getattr(torch, DTYPES[tensor.dtype][0])
+    found: torch.dtype = getattr(torch, headers.DTYPES[tensor.dtype][0])
     return found
 
 
-def tensors_of(group: Group) -> Iterator[tuple[Parameter, Tensor]]:
-    """Yield the stored tensors of a group, values and scales, with their parameter."""
-    for parameter in group.parameters:
-        for piece in parameter.pieces:
-            yield parameter, piece.values
-            if piece.scales is not None:
-                yield parameter, piece.scales
-
-
-def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> list[Group]:
-    """Assign the tensors of a checkpoint to the parameters of a model.
+def groups(
+    model: Any, index: Mapping[str, headers.Tensor], quantised: Quantisation | None
+) -> list[Group]:
+    """Assign the weights of a checkpoint to the parts of a model that are needed together.
 
     Args:
         model: a causal language model of transformers, its parameters on the meta device.
@@ -117,78 +120,229 @@ def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> li
         The embeddings, each block and the head, in the order of the forward pass.
 
     Raises:
+        ValueError: as `parameters` does.
+    """
+    made = [Group("embeddings"), *(Group(f"block {n}") for n in range(len(model.model.layers)))]
+    made.append(Group("head"))
+    for parameter in parameters(model, index, quantised):
+        block = _BLOCK.match(parameter.name)
+        embeds = parameter.name.startswith("model.embed_tokens.")
+        group = made[int(block[1]) + 1] if block else made[0 if embeds else -1]
+        group.parameters.append(parameter)
+    return made
+
+
+def parameters(
+    model: Any, index: Mapping[str, headers.Tensor], quantised: Quantisation | None
+) -> list[Parameter]:
+    """Assign the weights of a checkpoint to the parameters and buffers of a model.
+
+    Args:
+        model: a causal language model of transformers, its parameters on the meta device.
+        index: every tensor of the checkpoint by name.
+        quantised: how the weights are stored, as `config.quantisation` returns it.
+
+    Returns:
+        Each parameter with its weights, in no particular order.
+
+    Raises:
         ValueError: if the checkpoint lacks tensors, holds others, or some have another shape.
     """
-    strict = model._keep_in_fp32_modules_strict or ()
-    expected = {
-        name: tensor.float() if any(part in name for part in strict) else tensor
+    expected = _expected(model)
+    weights = stored_weights.weights(index, quantised)
+    mapping = get_model_conversion_mapping(model)
+    found = _targets(model, weights, mapping, expected)
+    _drop_ignored(model, found, expected)
+    converters = {
+        pattern: entry
+        for entry in mapping
+        if isinstance(entry, WeightConverter)
+        for pattern in entry.source_patterns
+    }
+    made: dict[str, Parameter] = {}
+    for target, sources in found.items():
+        if target in expected:
+            _refuse_holes(target, sources)
+            checked = [(key, stored_weights.checked(weights[n], quantised)) for key, n in sources]
+            converter = converters.get(sources[0][0])
+            for parameter in _made(target, checked, converter, model, expected):
+                made[parameter.name] = parameter
+    _tie(model, made)
+    _refuse_misfits(model, found, made, expected)
+    return list(made.values())
+
+
+def _expected(model: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of a model by name, in the type that they should have."""
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    if model.dtype == torch.float16:
+        kept |= set(model._keep_in_fp32_modules or ())
+    wide = re.compile("|".join(pattern.replace("*", ".*") for pattern in kept)) if kept else None
+    reduced = model.dtype in (torch.float16, torch.bfloat16)
+    return {
+        name: tensor.float() if reduced and wide and wide.search(name) else tensor
         for name, tensor in model.state_dict().items()
     }
-    stored = _join(index, quantised, model)
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    mapping = get_model_conversion_mapping(model)
+
+
+def _targets(
+    model: Any,
+    weights: Iterable[str],
+    mapping: Sequence[Any],
+    expected: Mapping[str, torch.Tensor],
+) -> dict[str, list[tuple[str, str]]]:
+    """Return, by the parameter that it goes to, the pattern and name of each weight."""
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     known: dict[str, tuple[str, str | None]] = {}
-    for name in sorted(stored, key=dot_natural_key):
+    rename = partial(
+        rename_source_key, base_model_prefix=model.base_model_prefix, meta_state_dict=expected
+    )
+    for name in sorted(weights, key=dot_natural_key):
         alike = _EXPERT.sub(".experts.*.", name)
         if alike not in known:
-            renamed = rename_source_key(
-                name, renamings, converters, model.base_model_prefix, expected
-            )
+            renamed = rename(name, renamings, converters)
+            if renamed[0] not in expected and name in expected:
+                renamed = rename(name, [], [])  # it has its name of today
             if "*" not in (renamed[1] or ""):
                 alike = name  # what it is called depends on its expert
             known[alike] = renamed
         target, pattern = known[alike]
         found[target].append((pattern or "", name))
-    for tied, origin in (getattr(model, "_tied_weights_keys", None) or {}).items():
-        if model.config.tie_word_embeddings and tied not in found and origin in found:
-            found[tied] = found[origin]
-    _refuse_misfits(model, found, expected)
-    made = [Group("embeddings"), *(Group(f"block {n}") for n in range(len(model.model.layers)))]
-    made.append(Group("head"))
-    for target, sources in found.items():
-        block = _BLOCK.match(target)
-        embeds = target.startswith("model.embed_tokens.")
-        group = made[int(block[1]) + 1] if block else made[0 if embeds else -1]
-        converter = by_pattern.get(sources[0][0])
-        group.parameters.append(_parameter(target, expected[target], sources, stored, converter))
-    return made
+    return found
 
 
-def _join(
-    index: Mapping[str, Tensor], quantised: str | None, model: Any
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Pair values and scales of each weight; leave out what the model's class ignores."""
-    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
-    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-    index = {name: tensor for name, tensor in index.items() if not ignored.search(name)}
-    stored: dict[str, tuple[Tensor, Tensor | None]] = {}
-    values_end, scales_end = COMPANIONS.get(quantised or "", ("", ""))
-    for name, tensor in index.items():
-        stem = name.removesuffix(values_end)
-        if scales_end and stem + values_end == name and stem + scales_end in index:
-            stored[stem] = tensor, index[stem + scales_end]
-        elif not (
-            scales_end
-            and name.endswith(scales_end)
-            and name.removesuffix(scales_end) + values_end in index
-        ):
-            stored[name] = tensor, None
-    return stored
+def _drop_ignored(model: Any, found: dict[str, Any], expected: Mapping[str, Any]) -> None:
+    """Leave out what the model's class ignores, of that which it has no parameter for."""
+    patterns = list(model._keys_to_ignore_on_load_unexpected or ())
+    buffers = [name for name, _ in model.named_buffers()]
+    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
+        patterns.append(r"rotary_emb\.inv_freq")
+    if any(name.endswith("position_ids") for name in buffers):
+        patterns.append(r"(^|\.)position_ids$")
+    for target in [name for name in found if name not in expected]:
+        if any(re.search(pattern, target) for pattern in patterns):
+            del found[target]
 
 
-def _refuse_misfits(model: Any, sources: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _made(
+    target: str,
+    sources: Sequence[Source],
+    converter: WeightConverter | None,
+    model: Any,
+    expected: Mapping[str, torch.Tensor],
+) -> Iterator[Parameter]:
+    """Yield the parameter that some weights make, and any other that is made with it."""
+    if converter is None or _stacks(converter):
+        yield _placed(target, expected[target], sources, converter)
+        return
+    dtype = expected[target].dtype  # transformers casts before it converts
+    convert = partial(_convert, converter, model, target, [(p, w.name) for p, w in sources])
+    try:
+        made = convert([torch.empty(w.shape, dtype=dtype, device="meta") for _, w in sources])
+    except Exception as error:  # whatever torch raises for shapes that do not go together
+        listed = ", ".join(f"{weight.name} {list(weight.shape)}" for _, weight in sources[:3])
+        raise ValueError(
+            f"the checkpoint does not fit its config.json: {target} cannot be made of {listed}: "
+            f"{type(error).__name__}: {error}"[:400]
+        ) from None
+    for name, tensor in made.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"the checkpoint does not fit its config.json: {name} must be "
+                f"{list(expected[name].shape)}, {sources[0][1].name} makes it {list(tensor.shape)}"
+            )
+        pieces = [Piece(weight) for _, weight in sources]
+        pick = partial(_pick, convert, name)
+        yield Parameter(name, tuple(tensor.shape), dtype, pieces, conversion=pick)
+
+
+def _convert(
+    converter: WeightConverter,
+    model: Any,
+    target: str,
+    sources: Sequence[tuple[str, str]],
+    weights: Sequence[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Run transformers' own operations; return every parameter that they make, by name."""
+    own: Any = deepcopy(converter)
+    for (pattern, name), weight in zip(sources, weights, strict=True):
+        own.add_tensor(target, name, pattern, weight)
+    made = own.convert(target, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+def _pick(
+    convert: Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]],
+    name: str,
+    weights: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    return convert(weights)[name]
+
+
+def _stacks(converter: WeightConverter) -> bool:
+    """Tell that a conversion only stacks the experts' matrices, gate and up side by side."""
+    done = [(type(op), getattr(op, "dim", None)) for op in converter.operations]
+    return done in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
+
+
+def _placed(
+    name: str, empty: torch.Tensor, sources: Sequence[Source], converter: WeightConverter | None
+) -> Parameter:
+    """Give each weight of a parameter its place in it.
+
+    Raises:
+        ValueError: if their shapes are not those that the parameter needs.
+    """
+    shape, pieces, rows = tuple(empty.shape), [], 0
+    patterns = [*(converter.source_patterns if converter else []), *(key for key, _ in sources)]
+    for pattern in dict.fromkeys(patterns):
+        own = [weight for key, weight in sources if key == pattern]
+        for expert, weight in enumerate(own):
+            start = expert * math.prod(shape[1:]) + rows * math.prod(shape[2:])
+            pieces.append(Piece(weight, start))
+        rows += own[0].shape[0] if converter and own and own[0].shape else 0
+    _refuse_shapes(name, shape, pieces, stacked=converter is not None)
+    moved = all(
+        piece.stored.scales is None and torch_dtype(piece.stored.values) == empty.dtype
+        for piece in pieces
+    )
+    return Parameter(name, shape, empty.dtype, pieces, moved)
+
+
+def _tie(model: Any, made: dict[str, Parameter]) -> None:
+    """Give tied parameters, of which the checkpoint holds one, the same weights."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for one, other in tied.items():
+        for there, lacking in ((other, one), (one, other)):
+            if there in made and lacking not in made:
+                held = made[there]
+                made[lacking] = Parameter(
+                    lacking, held.shape, held.dtype, held.pieces, held.moved, held.conversion
+                )
+
+
+def _refuse_misfits(
+    model: Any,
+    found: Mapping[str, Sequence[tuple[str, str]]],
+    made: Mapping[str, Parameter],
+    expected: Mapping[str, torch.Tensor],
+) -> None:
+    """Make sure that every parameter has its weights, and every weight a parameter.
+
+    A parameter that the model's class forgives to be missing is one that transformers fills at
+    random; a buffer has the values that the class computes.
+    """
     ignored = model._keys_to_ignore_on_load_missing or ()
+    computed = {name for name, _ in model.named_buffers()}
     missing = [
         name
-        for name in expected.keys() - sources.keys()
-        if not any(re.search(pattern, name) for pattern in ignored)
+        for name in expected.keys() - made.keys()
+        if name not in computed or not any(re.search(pattern, name) for pattern in ignored)
     ]
-    unexpected = [
-        name for target in sources.keys() - expected.keys() for _, name in sources[target]
-    ]
+    unexpected = [name for target in found.keys() - expected.keys() for _, name in found[target]]
+    unexpected += sorted(made.keys() - expected.keys() - found.keys())
     wrong = {"missing keys": missing, "unexpected keys": unexpected}
     if missing or unexpected:
         listed = "; ".join(
@@ -197,72 +351,22 @@ def _refuse_misfits(model: Any, sources: Mapping[str, Any], expected: Mapping[st
         raise ValueError(f"the checkpoint does not fit its config.json: {listed}")
 
 
-def _parameter(
-    name: str,
-    empty: torch.Tensor,
-    sources: list[tuple[str, str]],
-    stored: Mapping[str, tuple[Tensor, Tensor | None]],
-    converter: WeightConverter | None,
-) -> Parameter:
-    """Place the sources of one parameter in it.
+def _refuse_holes(target: str, sources: Sequence[tuple[str, str]]) -> None:
+    """Make sure that what is stacked is numbered from 0 on: an expert has the router's number.
 
     Raises:
-        ValueError: if their shapes are not those that the parameter needs.
+        ValueError: if a number is left out; transformers would number the others anew.
     """
-    shape, pieces, rows = tuple(empty.shape), [], 0
-    stacked = converter is not None and _stacks(converter, name)
-    for pattern in converter.source_patterns if converter else [""]:
-        names = [source for found, source in sources if found == pattern]
-        for expert, source in enumerate(names):
-            values, scales = stored[source]
-            _refuse_stored(source, values, scales)
-            start = expert * math.prod(shape[1:]) + rows * math.prod(shape[2:])
-            pieces.append(Piece(source, values, scales, start, _shape(values, scales)))
-        rows += pieces[-1].shape[0] if stacked and names else 0
-    _refuse_shapes(name, shape, pieces, stacked)
-    moved = all(p.scales is None and torch_dtype(p.values) == empty.dtype for p in pieces)
-    return Parameter(name, shape, empty.dtype, pieces, moved)
-
-
-def _refuse_stored(name: str, values: Tensor, scales: Tensor | None) -> None:
-    """Make sure that a stored tensor is a weight: plain, or quantised with its scales."""
-    if scales is None:
-        fits = values.dtype in PLAIN
-    elif values.dtype == "U8":
-        fits = scales.dtype == "U8" and (*scales.shape, 16) == values.shape
-    else:
-        fits = values.dtype in FP8 and scales.dtype in (*PLAIN, "F8_E8M0")
-        fits &= len(values.shape) == len(scales.shape) == 2 and 0 not in scales.shape
-        fits = fits and not any(n % m for n, m in zip(values.shape, scales.shape, strict=True))
-    if not fits:
-        held = f", with scales {scales.dtype} {list(scales.shape)}" if scales else ""
-        raise ValueError(
-            f"{name} is stored as {values.dtype} {list(values.shape)}{held}: these are no weights; "
-            "the checkpoint is damaged, or quantised in a way that is not known here"
-        )
-
-
-def _stacks(converter: WeightConverter, name: str) -> bool:
-    """Tell that a conversion stacks the experts' matrices, gate and up side by side.
-
-    Raises:
-        ValueError: if it does anything else.
-    """
-    done = [(type(op), getattr(op, "dim", None)) for op in converter.operations]
-    if done not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
-        raise ValueError(
-            f"{name}: transformers makes it by {converter.operations}, which this engine does not "
-            "know: run with --set-resources extract:engine=resident"
-        )
-    return True
-
-
-def _shape(values: Tensor, scales: Tensor | None) -> tuple[int, ...]:
-    """Return the shape of a weight: MXFP4 stores (expert, row, block, 16 bytes of two values)."""
-    if scales is not None and values.dtype == "U8":
-        experts, rows, blocks, pairs = values.shape
-        return experts, blocks * pairs * 2, rows
-    return values.shape
+    for pattern in {pattern for pattern, _ in sources if "*." in pattern}:
+        names = [name.split(".") for found, name in sources if found == pattern]
+        numbers = zip(*([int(p) for p in parts if p.isdecimal()] for parts in names), strict=False)
+        varying = [list(column) for column in numbers if len(set(column)) > 1]
+        alike = {".".join("*" if p.isdecimal() else p for p in parts) for parts in names}
+        if len(alike) > 1 or len(varying) > 1 or any(c != list(range(len(c))) for c in varying):
+            raise ValueError(
+                f"the checkpoint does not fit its config.json: {target} is made of {len(names)} "
+                f"weights that are not numbered from 0 on without a gap: {', '.join(sorted(alike))}"
+            )
 
 
 def _refuse_shapes(name: str, shape: tuple[int, ...], pieces: list[Piece], stacked: bool) -> None:
@@ -276,7 +380,7 @@ def _refuse_shapes(name: str, shape: tuple[int, ...], pieces: list[Piece], stack
         fits &= piece.start == end
         end += math.prod(piece.shape)
     if not fits:
-        listed = ", ".join(f"{p.name} {list(p.shape)}" for p in pieces[:2])
+        listed = ", ".join(f"{p.stored.name} {list(p.shape)}" for p in pieces[:2])
         raise ValueError(
             f"the checkpoint does not fit its config.json: {name} must be {list(shape)}, "
             f"it holds {len(pieces)} pieces: {listed}"

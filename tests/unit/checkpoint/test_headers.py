@@ -130,7 +130,7 @@ REFUSALS = {
     "trailing bytes": (_append, "10 bytes behind the last tensor"),
     "missing tensor": (lambda f: _edit(f, _drop), "missing keys: model.layers.0.input_layernorm"),
     "extra tensor": (lambda f: _edit(f, _add), "unexpected keys: model.layers.0.surprise"),
-    "mis-shaped tensor": (lambda f: _edit(f, _reshape), "mismatched keys"),
+    "mis-shaped tensor": (lambda f: _edit(f, _reshape), r"layernorm.weight must be \["),
     "overlapping tensors": (_header(_overlap), "overlaps"),
     "tensor outside the file": (_header(_outside), "truncated or its header wrong"),
     "missing shard": (_missing_shard, "the shard .* is missing"),
