@@ -1,16 +1,22 @@
 """Run tiny checkpoints, whole or streamed, from a folder or a loopback hub."""
 
+import json
 from contextlib import closing
 
 import numpy as np
+import torch
+import transformers
 
 from moe_outliers.checkpoint import headers, hub
+from moe_outliers.checkpoint.config import quantisation
 from moe_outliers.checkpoint.download import Shards
 from moe_outliers.checkpoint.http_ranges import Ranges
 from moe_outliers.checkpoint.hub import File
 from moe_outliers.checkpoint.shard_cache import ShardCache
 from moe_outliers.checkpoint.source import Folder
-from moe_outliers.engine import resident, streamed
+from moe_outliers.engine import resident, streamed, weight_map
+from moe_outliers.engine.meta_model import dtype_of, empty_model
+from moe_outliers.engine.slot_layout import Layout
 from moe_outliers.recording.recorder import Recorder
 from support.hub import COMMIT
 
@@ -43,6 +49,28 @@ def stream(folder, dtype="auto", options=None, source=None, device="cpu", **how)
 def hold(folder, dtype="auto", device="cpu", **how):
     model = resident.load(folder, device=device, dtype=dtype)
     return taken(model, lambda *args, **kw: resident.run(model, *args, **kw), **how)
+
+
+def weights(folder):
+    """Map a checkpoint to its model, and compute every parameter as the streamed engine does."""
+    config = json.loads((folder / "config.json").read_text())
+    index = headers.read_index(folder)
+    model = empty_model(folder, dtype_of("auto", config, index), torch.device("cpu"))
+    made = weight_map.parameters(model, index, quantisation(config, folder))
+    layout = Layout(weight_map.Group("all", made))
+    slot, work = (torch.zeros(n, dtype=torch.uint8) for n in (layout.slot_bytes, layout.work_bytes))
+    for read in layout.reads(1 << 20):
+        with (folder / read.shard).open("rb") as file:
+            file.seek(read.start)
+            data = torch.frombuffer(bytearray(file.read(read.stop - read.start)), dtype=torch.uint8)
+        for start, place, length in read.copies:
+            slot[place : place + length] = data[start : start + length]
+    return {parameter.name: tensor.clone() for parameter, tensor in layout.parameters(slot, work)}
+
+
+def loaded(folder):
+    """Load a checkpoint with transformers, and return every parameter."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
 
 
 def remote(folder, server, tmp_path, **store):

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
-from running import hold, stream
+from safetensors.torch import load_file, save_file
+from support import tiny
+from support.running import hold, loaded, stream, weights
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from moe_outliers.checkpoint import headers
 from moe_outliers.engine import dequantise
 
 E4M3 = torch.float8_e4m3fn
@@ -151,3 +154,145 @@ def test_experts_with_a_number_left_out_are_refused(name, new, tiny_checkpoint, 
     for run in (stream, hold):
         with pytest.raises(ValueError, match=r"not numbered from 0 on without a gap"):
             run(folder)
+
+
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "vocab_size": 128, "intermediate_size": 64, "moe_intermediate_size": 32, "num_experts": 8,
+    "num_experts_per_token": 2, "num_experts_per_tok": 2, "kv_lora_rank": 16, "q_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 512,
+    "num_expert_group": 1, "topk_group": 1, "n_routed_experts": 8, "n_head": 4, "n_embd": 64,
+    "n_layer": 2, "n_positions": 64,
+}  # fmt: skip
+FEW = {"linear_head_dim": 16, "linear_num_heads": 4}
+TYPES = {
+    "gpt2": {},
+    "axk1": {"head_dim": 8, "first_k_dense_replace": 1},
+    "kimi_linear": FEW,
+    "bailing_hybrid": {"head_dim": 8, "qk_head_dim": 24},
+    "olmo_hybrid": {
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "inkling2_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2,
+                      "swa_head_dim": 16},
+    "deepseek_v4": {
+        "index_n_heads": 4, "index_head_dim": 16, "o_groups": 2, "o_lora_rank": 16,
+        "sliding_window": 16,
+    },
+}  # fmt: skip
+"""Types whose weights transformers converts, renames in a chain, or whose patterns go too far."""
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_weights_are_converted_as_transformers_converts_them(kind, tmp_path):
+    config = AutoConfig.for_model(kind)
+    known = config.to_dict().keys() | type(config).attribute_map.keys()
+    config = AutoConfig.for_model(
+        kind, **{k: v for k, v in (SMALL | TYPES[kind]).items() if k in known}
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    wanted, found = loaded(tmp_path), weights(tmp_path)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def test_what_a_class_ignores_is_no_layer_of_the_model(tmp_path):
+    """Glm4Moe ignores layers 46 and 92, the extra ones of two models: here 46 is one of the 92."""
+    sizes = tiny._COMMON | tiny.FAMILIES["glm4_moe"] | {"num_hidden_layers": 92}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("glm4_moe", **sizes | {"n_routed_experts": 4}), dtype=torch.bfloat16
+    )
+    model.save_pretrained(tmp_path)
+    more = {"model.layers.92.enorm.weight": torch.ones(64, dtype=torch.bfloat16)}
+    tiny.write(tmp_path, tiny.tensors(tmp_path) | more)
+    wanted, found = loaded(tmp_path), weights(tmp_path)
+    assert any(name.startswith("model.layers.46.") for name in found)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("held", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_tied_weights_are_stored_once_under_either_name(held, copy):
+    found = tiny.tensors(copy)
+    both = {"lm_head.weight", "model.embed_tokens.weight"}
+    tiny.write(copy, {k: v for k, v in found.items() if k == held or k not in both})
+    tiny.change_config(copy, tie_word_embeddings=True)
+    assert stream(copy) == hold(copy)
+    tiny.write(copy, found | {name: found[held].clone() for name in both})
+    both_stored = stream(copy)
+    tiny.write(copy, {k: v for k, v in found.items() if k == held or k not in both})
+    assert stream(copy) == both_stored
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "glm4_moe"])
+def test_the_index_may_list_what_no_shard_holds_if_the_model_ignores_it(
+    family, tiny_checkpoint, tmp_path
+):
+    folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "copy")
+    extra = {"qwen3_next": "mtp.fc.weight", "glm4_moe": "model.layers.46.eh_proj.weight"}[family]
+    wanted = stream(folder)
+    path = folder / headers.INDEX
+    index = json.loads(path.read_text())
+    shard = next(iter(index["weight_map"].values()))
+    index["weight_map"][extra] = shard
+    path.write_text(json.dumps(index))
+    assert stream(folder) == wanted
+    more = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    save_file(load_file(folder / shard) | more, folder / shard, metadata={"format": "pt"})
+    assert stream(folder) == hold(folder) == wanted
+    gone = load_file(folder / shard)
+    gone.pop("lm_head.weight", None)
+    gone.pop(lost := next(name for name in gone if name.startswith("model.layers.0.")))
+    save_file(gone, folder / shard, metadata={"format": "pt"})
+    for run in (stream, hold):
+        with pytest.raises(ValueError, match=rf"{lost}|lists .*, which no shard holds"):
+            run(folder)
+
+
+def test_one_shard_needs_no_index(copy):
+    wanted = stream(copy)
+    found = tiny.tensors(copy)
+    for path in copy.glob("*.safetensors*"):
+        path.unlink()
+    save_file(found, copy / headers.ONLY, metadata={"format": "pt"})
+    assert stream(copy) == hold(copy) == wanted
+    (copy / headers.ONLY).rename(copy / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor .* fetch the index too"):
+        stream(copy)
+
+
+def test_the_layout_of_mistral_is_told_apart(copy):
+    for path in copy.glob("*.safetensors*"):
+        path.unlink()
+    save_file({"tok_embeddings.weight": torch.ones(3)}, copy / "consolidated.safetensors")
+    for run in (stream, hold):
+        with pytest.raises(ValueError, match=r"consolidated\.safetensors is in Mistral's own"):
+            run(copy)
+
+
+@pytest.mark.parametrize("said", ["torch.bfloat16", "auto", "float64", 16])
+def test_a_dtype_that_cannot_be_computed_with_is_refused_by_both_engines(said, copy):
+    tiny.change_config(copy, dtype=said)
+    for run in (stream, hold):
+        with pytest.raises(ValueError, match=r"dtype .* is not one of bfloat16, float16, float32"):
+            run(copy)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "gpt_oss-mxfp4", "qwen3_next"])
+def test_what_transformers_keeps_wide_in_float16_is_wide(name, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint(name), tmp_path / "copy")
+    found = tiny.tensors(folder).items()
+    tiny.write(folder, {k: v.half() if v.dtype == torch.bfloat16 else v for k, v in found})
+    tiny.change_config(folder, dtype="float16")
+    found = weights(folder)
+    assert (found["model.norm.weight"].dtype == torch.float32) == name.startswith("gpt_oss")
+    if "mxfp4" not in name:
+        wanted = loaded(folder)
+        assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in wanted.items()}
+        assert stream(folder) == hold(folder)

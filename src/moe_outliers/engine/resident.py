@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from moe_outliers.checkpoint.config import Quantisation, quantisation, read_config
-from moe_outliers.checkpoint.headers import Tensor, absent, read_index
+from moe_outliers.checkpoint.headers import INDEX, ONLY, SINGLE, Tensor, absent, read_index, shards
 from moe_outliers.engine import attention, weight_map
 from moe_outliers.engine.meta_model import dtype_of, empty_model
 from moe_outliers.progress import Progress
@@ -41,6 +41,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
         arguments["quantization_config"] = DEQUANTISED[quantised.method]()
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
+        config=_naming_the_weights(folder),
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attention.implementation(config["model_type"], device),
         device_map="auto" if device == "cuda" else None,
@@ -65,6 +66,16 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
                 "auto"
             )
     return model.eval()
+
+
+def _naming_the_weights(folder: Path) -> Any:
+    """Read config.json for transformers, and name the files that the streamed engine would read."""
+    found: Any = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    names = shards(folder)
+    found.transformers_weights = INDEX if names[0] not in (SINGLE, ONLY) else names[0]
+    return found
 
 
 def _refuse_misfits(

@@ -163,13 +163,21 @@ def parameters(
     for target, sources in found.items():
         if target in expected:
             _refuse_holes(target, sources)
-            checked = [(key, stored_weights.checked(weights[n], quantised)) for key, n in sources]
+            kind = expected[target].dtype
+            checked = [(key, _checked(weights[name], quantised, kind)) for key, name in sources]
             converter = converters.get(sources[0][0])
             for parameter in _made(target, checked, converter, model, expected):
                 made[parameter.name] = parameter
     _tie(model, made)
     _refuse_misfits(model, found, made, expected)
     return list(made.values())
+
+
+def _checked(weight: Stored, quantised: Quantisation | None, wanted: torch.dtype) -> Stored:
+    """Make sure that a stored tensor can be cast: a table of whole numbers cannot be."""
+    if weight.scales is None and torch_dtype(weight.values) == wanted:
+        return weight
+    return stored_weights.checked(weight, quantised)
 
 
 def _expected(model: Any) -> dict[str, torch.Tensor]:
