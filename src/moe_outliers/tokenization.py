@@ -28,6 +28,9 @@ DELIMITERS = frozenset(".,\n")
 def load(path: Path) -> Tokenizer:
     """Load a tokenizer.json, with truncation and padding off.
 
+    The file is the tokenizer: whatever else a class of transformers would change of it is left
+    out. A text that spells a special token, such as `</s>`, holds those letters and no token.
+
     Raises:
         ValueError: if it is no tokenizer.
     """
@@ -42,6 +45,7 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
     """Turn off truncation and padding of a tokenizer, and return it."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """Ids are taken once from the text, with the place in the text where each ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import transformers
 from support.hub import COMMIT, Fault, Hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -71,6 +73,50 @@ def test_too_few_ids_name_the_document():
         ValueError, match=r"document some\.txt \(sequence 0\): 1 ids, 64 are needed"
     ):
         tokenization.windows(table, single, tokens=64, bos="none")
+
+
+def _loaded(tokenizer, folder, kind):
+    """Load a tokenizer as the pipeline does, and as AutoTokenizer does by the name of its class."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    (folder / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    own = tokenization.load(folder / "tokenizer.json")
+    return own, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+SPELT = "We, the <s>People<s>\n\n of 1787 \u2014 na\u00efve  words. "
+
+
+def test_a_text_that_spells_a_special_token_holds_its_letters(tokenizer, tmp_path):
+    own, auto = _loaded(tokenizer, tmp_path, "TokenizersBackend")
+    windows, table = _window(own, SPELT * 40)
+    special = own.token_to_id("<s>")
+    for window, text in zip(windows.to_pylist(), table["text"].to_pylist(), strict=True):
+        assert special not in window["ids"]
+        assert window["ends"] == sorted(window["ends"])
+        split = auto(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert window["ids"] == split[:64]
+        assert special in auto(text, add_special_tokens=False)["input_ids"]
+    begun, _ = _window(own, SPELT * 40, bos="model")
+    assert [ids.count(special) for ids in begun["ids"].to_pylist()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "same"),
+    [("TokenizersBackend", True), ("LlamaTokenizer", True), ("GPT2Tokenizer", False),
+     ("Qwen2Tokenizer", False)],
+)  # fmt: skip
+def test_the_file_is_the_tokenizer_where_a_class_would_build_another(
+    kind, same, tokenizer, tmp_path
+):
+    """Some classes of transformers take the words of the file, and split texts in their own way."""
+    spaced = Tokenizer.from_str(tokenizer.to_str())
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    own, auto = _loaded(spaced, tmp_path, kind)
+    text = SPELT.replace("<s>", "") * 3
+    ids = own.encode(text, add_special_tokens=False).ids
+    assert ids == spaced.encode(text, add_special_tokens=False).ids
+    assert (auto(text, add_special_tokens=False)["input_ids"] == ids) == same
 
 
 @pytest.mark.fault(80)
