@@ -21,6 +21,7 @@ include: "rules/tables.smk"
 include: "rules/plot.smk"
 include: "rules/report.smk"
 include: "rules/heal.smk"
+include: "rules/facts.smk"
 
 
 # All by name: Snakemake does not build what is missing if that which was made from it looks fresh.

@@ -201,7 +201,9 @@ class Bench:
         self.note("streamed_bare_s", bare)
         self.note("sequence_s", seconds / len(self.ids))
         sites = 2 * self.config["num_hidden_layers"]
-        activations = self.ids.size * sites * self.config["hidden_size"] * 2  # bfloat16
+        wide = "float32" in (self.options.dtype, self.config.get("dtype"))
+        bytes_each = 4 if wide and self.options.dtype != "bfloat16" else 2
+        activations = self.ids.size * sites * self.config["hidden_size"] * bytes_each
         self.note("activations_mb", activations / 1e6)
         self.note("statistics_mb", sum(map(len, two.values())) / 1e6)  # before compression
         self.stream(then=self.write)
@@ -215,7 +217,7 @@ class Bench:
         """
         with closing(self.source()) as source:
             started = time.perf_counter()
-            engine = streamed.Streamed(source, device=self.options.device, dtype="auto")
+            engine = streamed.Streamed(source, device=self.options.device, dtype=self.options.dtype)
             self.found["index_s"] = time.perf_counter() - started
             recorder = Recorder(engine.model, self.ids, self.delimiter, ALPHAS)
             if bare:
@@ -279,7 +281,7 @@ class Bench:
             self.note("resident", f"does not fit: {whole / GB:.0f} GB")
             return
         seconds, model = self.timed(
-            lambda: resident.load(self.folder, device=self.options.device, dtype="auto")
+            lambda: resident.load(self.folder, device=self.options.device, dtype=self.options.dtype)
         )
         self.note("from_pretrained_s", seconds)
         self.measure(model)
@@ -469,6 +471,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", default="/dev/shm", help="where the checkpoint is written")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint there")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "bfloat16", "float32"], help="to compute with"
+    )
     parser.add_argument(
         "--miniature", action="store_true", help="miniatures instead of true shapes"
     )

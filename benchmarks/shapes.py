@@ -24,7 +24,7 @@ FULL: dict[str, dict[str, Any]] = {
     "olmoe-1b-7b": {
         "model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024,
         "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16,
-        "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 50304,
+        "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 50304, "dtype": "float32",
     },
     "gpt-oss-20b": {
         "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880,
@@ -65,7 +65,7 @@ FULL: dict[str, dict[str, Any]] = {
         "sliding_window": 128,
     },
 }  # fmt: skip
-"""What config.json of each model says of its shape."""
+"""What config.json of each model says of its shape, and its type where that is not bfloat16."""
 
 MINIATURE = {
     "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32,
@@ -138,7 +138,8 @@ def write(folder: Path, config: dict[str, Any], threads: int = 16) -> int:
         described["quantization_config"] = {
             "quant_method": "mxfp4", "modules_to_not_convert": skipped
         }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(described | {"dtype": "bfloat16"}))
+    kind = {"dtype": config.get("dtype", "bfloat16")}
+    (folder / "config.json").write_text(json.dumps(described | kind))
     return total
 
 
@@ -147,6 +148,7 @@ def stored(
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """Return name, type and shape of the tensors of the hub that make a parameter."""
     shape, family = tuple(tensor.shape), config["model_type"]
+    plain = "F32" if config.get("dtype") == "float32" else "BF16"
     if family == "gpt_oss" and name.endswith(("gate_up_proj", "down_proj")):
         experts, columns, rows = shape
         groups = (experts, rows, columns // 32)
@@ -154,14 +156,14 @@ def stored(
     if family in ("mixtral", "phimoe"):
         name = name.replace(".mlp.", ".block_sparse_moe.")
     if ".experts." not in name or len(shape) != 3:
-        return [(name, "F32" if tensor.dtype == torch.float32 else "BF16", shape)]
+        return [(name, "F32" if tensor.dtype == torch.float32 else plain, shape)]
     stem, _, kind = name.rpartition(".")
     old = family in ("mixtral", "phimoe")
     halves = {"gate_up_proj": ["w1", "w3"] if old else ["gate_proj", "up_proj"]}
     parts = halves.get(kind, ["w2" if old else "down_proj"])
     rows = shape[1] // len(parts)
     return [
-        (f"{stem}.{expert}.{part}.weight", "BF16", (rows, shape[2]))
+        (f"{stem}.{expert}.{part}.weight", plain, (rows, shape[2]))
         for expert in range(shape[0])
         for part in parts
     ]
@@ -208,11 +210,12 @@ def _write_shard(path: Path, entries: list[Any], noise: dict[str, memoryview]) -
 
 
 def _write_tensor(file: Any, entry: Any, noise: memoryview, number: int) -> None:
-    name, _, shape = entry
+    name, kind, shape = entry
     if re.search(r"norm\.weight$", name):
         gain = torch.ones(shape)
         gain[::97] = GAIN
-        file.write(memoryview(gain.bfloat16().view(torch.uint8).numpy()))
+        gain = gain if kind == "F32" else gain.bfloat16()
+        file.write(memoryview(gain.view(torch.uint8).numpy()))
     elif name.endswith("_scales"):
         file.write(bytes([118]) * math.prod(shape))  # 2^-9: weights of a size as trained ones
     else:

@@ -10,10 +10,9 @@ from moe_outliers.workflow import healing, paths, settings, snakemake_internals,
 snakemake_internals.check()
 here = partial(paths.seen_from_here, workflow.basedir)
 
+table = Path(here(config["table"]))
 with snakemake_internals.errors():
-    rows = settings.models(
-        config, Path(here(config["table"])), Path(workflow.basedir, "config/schemas")
-    )
+    rows = settings.models(config, table, Path(workflow.basedir, "config/schemas"))
 models = {slug: sweep.described(row, config) for slug, row in rows.items()}
 data = config["data"]
 batches = receipts.batches(data["sequences"], data["batch_size"])

@@ -36,7 +36,7 @@ rule extract:
         hub=column("hub"),
     params:
         identity=column("identity"),
-        dtype=config["extract"]["dtype"],
+        dtype=column("dtype"),
         micro_batch=config["extract"]["micro_batch"],
         alphas=config["extract"]["alphas"],
         version=versions.EXTRACT,

@@ -6,10 +6,12 @@ request matches, and each records that it happened.
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -175,9 +177,19 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 [_entry(p, folder) for p in found if str(p.relative_to(folder)) in names]
             )
+        counted: dict[str, int] = defaultdict(int)
+        for path in (p for p in found if p.suffix == ".safetensors"):
+            with suppress(ValueError):  # a damaged file is not counted
+                data = path.read_bytes()
+                length = int.from_bytes(data[:8], "little")
+                header = json.loads(data[8 : 8 + length])
+                for entry in (v for k, v in header.items() if k != "__metadata__"):
+                    counted[entry["dtype"]] += math.prod(entry["shape"])
+        described = {"safetensors": {"parameters": counted, "total": sum(counted.values())}}
         siblings = [{"rfilename": p.relative_to(folder).as_posix()} | _lfs(p) for p in found]
         return self._json(
             {"id": repo, "sha": self.hub.commit, "siblings": siblings, "private": False, "tags": []}
+            | (described if counted else {})
         )
 
     def _file(self, folder: Path | None, revision: str, name: str, fault: str | None) -> None:

@@ -92,7 +92,10 @@ def build(folder: Path) -> Slice:
     for number, (model, experts) in enumerate(zip(MODELS, (8, 4), strict=True), 1):
         shape = [2, 64, experts, 2]
         repo = [str(folder / model), "local"]
-        rows.append([model, f"0{number}", *repo, "0.1", "0.1", *map(str, shape), "0.001"])
+        size = sum(path.stat().st_size for path in (folder / model).glob("*.safetensors")) / 1e9
+        idle = (experts - 2) * 2 * 6144e-9  # of each layer, three matrices of 64 by 32 an expert
+        counts = [f"{size / 2:.6f}", f"{size / 2 - idle:.6f}"]
+        rows.append([model, f"0{number}", *repo, *counts, *map(str, shape), f"{size:.6f}"])
     (folder / "models.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     overlay = {
         "table": str(folder / "models.tsv"),

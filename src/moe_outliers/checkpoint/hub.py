@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import tenacity
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -128,6 +131,46 @@ def listing(repo: str, revision: str) -> dict[str, File]:
         )
         for file in info.siblings or []
     }
+
+
+def glance(
+    repo: str, revision: str, timeout_s: float
+) -> tuple[dict[str, File], dict[str, int], bytes]:
+    """Ask once, without patience, what a repository holds at a commit.
+
+    Args:
+        repo: its name.
+        revision: a commit.
+        timeout_s: seconds that one answer may take.
+
+    Returns:
+        Its files; the number of values of each type in its safetensors files, as far as the hub
+        has counted them; and config.json.
+
+    Raises:
+        ValueError: if the hub refuses or is not reached.
+    """
+    token = get_token()
+
+    def get(path: str) -> bytes:
+        request = Request(f"{constants.ENDPOINT}/{path}", headers={"User-Agent": "moe-outliers"})
+        if token:  # not sent on to a host that a redirection names
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
+        with urlopen(request, timeout=timeout_s) as answer:
+            data: bytes = answer.read()
+            return data
+
+    try:
+        with _explained(repo, revision):
+            info = json.loads(get(f"api/models/{quote(repo)}/revision/{revision}?blobs=true"))
+            listed = {f["rfilename"]: File(f.get("size") or 0) for f in info["siblings"]}
+            counted = (info.get("safetensors") or {}).get("parameters") or {}
+            config = get(f"{quote(repo)}/resolve/{revision}/config.json")
+    except ValueError as error:
+        if isinstance(error.__cause__, HTTPError) and error.__cause__.code in (401, 403):
+            raise ValueError(f"{repo} is gated, or there is no such repository") from None
+        raise
+    return listed, {str(kind): int(count) for kind, count in counted.items()}, config
 
 
 def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from moe_outliers.checkpoint import facts
 from moe_outliers.workflow import sweep
 
 HUB = "https://huggingface.co"
@@ -52,6 +53,7 @@ def examine(workflow: Path, directory: Path) -> Iterator[Finding]:
     yield python()
     yield packages(workflow / "envs/constraints.txt")
     yield settings(workflow)
+    yield from rows(workflow)
     yield disk(directory)
     yield writable(directory)
     yield from gpu()
@@ -92,6 +94,28 @@ def settings(workflow: Path) -> Finding:
         fix = "mend config/config.yaml: config/README.md explains every key"
         return Finding("settings", "fault", str(error), fix)
     return Finding("settings", "ok", f"{len(loaded.models)} models: {', '.join(loaded.models)}")
+
+
+def rows(workflow: Path) -> Iterator[Finding]:
+    """Compare the rows of the selected models with their checkpoints."""
+    try:
+        loaded = sweep.load(Path(), [], workflow)
+    except ValueError:
+        return  # `settings` says it
+    table = str(loaded.workflow / loaded.config["table"])
+    wrong, unknown = facts.compare(
+        loaded.models.values(), lambda path: str(loaded.workflow / path), table
+    )
+    for line in [line for said in wrong.values() for line in said]:
+        told, _, fix = line.rpartition(": ")
+        yield Finding("table of models", "fault", told, fix)
+    for reason in dict.fromkeys(unknown.values()):
+        named = ", ".join(model for model, why in unknown.items() if why == reason)
+        fix = "run doctor again where the hub can be reached"
+        yield Finding("table of models", "warning", f"not compared: {named}: {reason}", fix)
+    if not wrong and not unknown:
+        said = f"{len(loaded.models)} rows are as their checkpoints"
+        yield Finding("table of models", "ok", said)
 
 
 def disk(directory: Path) -> Finding:

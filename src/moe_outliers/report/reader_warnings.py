@@ -1,5 +1,6 @@
 """Warnings: what a reader of a model's numbers must know."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
         models: their slugs.
         tables: models, values, stability and stable_ranges of the sweep.
     """
-    rows = []
+    rows, usual = [], _usual(tables["models"]["dtype"].to_pylist())
     for model in models:
         own = {
             name: tables[name].filter(pa.compute.field("model") == model).to_pandas()
@@ -38,13 +39,18 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
         }
         rows += [
             {"model": model, "warning": name, "detail": detail}
-            for name, detail in _warnings(own).items()
+            for name, detail in _warnings(own, usual).items()
             if detail
         ]
     return parquet.of_rows(WARNINGS, rows)
 
 
-def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
+def _usual(dtypes: list[str | None]) -> str | None:
+    """Return the type that most models of the sweep are computed in; of several, the first."""
+    return Counter(dtypes).most_common(1)[0][0]
+
+
+def _warnings(tables: Mapping[str, pd.DataFrame], usual: str | None) -> dict[str, str | bool]:
     """Return the warnings of one model by name; False where one does not apply."""
     row: Any = tables["models"].iloc[0]
     ranges = tables["stable_ranges"].query("headline == 'model_class' and basis == 'fires'")
@@ -67,5 +73,8 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         "stability": jaccard < STABLE_JACCARD
         and f"random halves of the sequences agree on the candidates by {jaccard:.2f} only "
         "(mean Jaccard index)",
+        "dtype": row["dtype"] != usual
+        and f"computed in {row['dtype']}, most models of this sweep in {usual}: values differ by "
+        "rounding, which moves some over a threshold",
         "not_recorded": bool(lacking) and f"not in these statistics: {', '.join(lacking)}",
     }

@@ -26,6 +26,7 @@ MODELS = parquet.schema(
     width=(WHOLE, "features of the residual stream"),
     experts=(WHOLE, "routed experts of a block"),
     top_k=(WHOLE, "experts that a token is routed to"),
+    stored_dtype=(TEXT, "type that the checkpoint's weights are stored in, or how quantised"),
     family=(TEXT, "model_type of the checkpoint"),
     dtype=(TEXT, "type of the norms' output that was measured"),
     sequences=(WHOLE, "sequences that were read"),
@@ -151,6 +152,7 @@ def _models(
             {name: rows[model][name] for name in MODELS.names if name in rows[model]}
             | {
                 "model": model,
+                "stored_dtype": rows[model].get("stored_dtype") or None,
                 "family": attributes.get("family"),
                 "dtype": attributes.get("norm_dtype"),
                 "sequences": tables["sequences"].num_rows,

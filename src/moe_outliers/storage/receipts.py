@@ -101,7 +101,7 @@ def identity(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     settings = {
         "repo": row["repo"],
         "revision": row["revision"],
-        "dtype": extract["dtype"],
+        "dtype": dtype_of(row["model"], config),
         "micro_batch": extract["micro_batch"],
         "alphas": [float(alpha) for alpha in extract["alphas"]],
     }
@@ -112,6 +112,18 @@ def identity(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
         "sequences": config["data"]["sequences"],
         "batch_size": config["data"]["batch_size"],
     }
+
+
+def dtype_of(model: str, config: dict[str, Any]) -> str:
+    """Return the precision that a model is computed in: auto, bfloat16 or float32.
+
+    Args:
+        model: its slug.
+        config: all settings; `extract.dtype` is one for all, or names some models.
+    """
+    said = config["extract"]["dtype"]
+    found = said.get(model, said.get("default", "auto")) if isinstance(said, dict) else said
+    return str(found)
 
 
 def read(path: str | Path) -> Receipt:

@@ -44,6 +44,10 @@ IDS_CACHE = STATE / "ids.json"
 """The digests of the token ids that the tokens files hold."""
 
 
+FACTS = STATE / "facts.json"
+"""What checkpoints were found to be, by commit."""
+
+
 def record_of(product: str | Path) -> Path:
     """Return the path of a product's recorded digest."""
     path = Path(product)

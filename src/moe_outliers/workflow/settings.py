@@ -114,7 +114,12 @@ def models(config: Mapping[str, Any], path: Path, schemas: Path) -> dict[str, Ro
         ValueError: as `check`, `read_table` and `select` do.
     """
     check(config, schemas)
-    return select(config["models"], read_table(path, schemas), path)
+    table, dtype = read_table(path, schemas), config["extract"]["dtype"]
+    for slug in dtype if isinstance(dtype, dict) else ():
+        if slug not in {*table, "default"}:
+            hint = nearest(slug, [*table, "default"])
+            raise ValueError(f"config: extract.dtype: {path} has no model {slug}; {hint}")
+    return select(config["models"], table, path)
 
 
 def shape(row: Row) -> dict[str, int]:

@@ -65,10 +65,15 @@ def described(row: settings.Row, config: Mapping[str, Any]) -> settings.Row:
 
     Returns:
         The row, with the resources that its extraction needs, `identity` (what its receipts must
-        agree with) and `shape` (what the checkpoint must agree with).
+        agree with), `shape` (what the checkpoint must agree with) and `dtype` (the precision that
+        it is computed in).
     """
-    identity = receipts.identity(row, config)
-    return row | resources.needs(row) | {"identity": identity, "shape": settings.shape(row)}
+    more = {
+        "identity": receipts.identity(row, config),
+        "shape": settings.shape(row),
+        "dtype": receipts.dtype_of(row["model"], config),
+    }
+    return row | resources.needs(row) | more
 
 
 def root(workflow: Path | None) -> Path:
