@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -156,12 +157,16 @@ def runnable(words, mark, demo, folder):
         quiet = [] if "--lint" in rest else [*dry, "--quiet", "all"]
         return [BIN / "snakemake", *rest, *quiet]
     if program == "moe-outliers":
-        if "--watch" in rest:  # test_status.py runs it, in a terminal
-            return [BIN / "moe-outliers", rest[0], "--help"]
         if rest[0] == "export":
             rest = [*rest[:2], folder / "FOLDER"]
-        where = ["--directory", demo.folder]
-        overlay = [] if rest[0] == "doctor" else ["--configfile", demo.overlay]
+        if rest[0] == "add":  # a folder in place of the hub, and a copy of the table
+            table = shutil.copy(ROOT / "config/models.tsv", folder / "models.tsv")
+            rest, where = ["add", demo.overlay.parent / "models/mini-qwen3", "--table", table], []
+        else:
+            where = ["--directory", demo.folder]
+        if "--watch" in rest:  # test_status.py runs it, in a terminal
+            rest, where = [rest[0], "--help"], []
+        overlay = [] if not where or rest[0] == "doctor" else ["--configfile", demo.overlay]
         rest = [str(word).replace("olmoe-1b-7b", "mini-olmoe") for word in rest]
         return [BIN / "moe-outliers", *rest, *where, *overlay]
     if program == "python":

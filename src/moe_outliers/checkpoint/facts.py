@@ -70,8 +70,18 @@ def of_folder(folder: Path) -> Facts:
     config = files.read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.json'}: not the config.json of a model")
-    index = headers.read_index(folder)
-    sizes = sum((folder / name).stat().st_size for name in headers.shards(folder))
+    size = sum((folder / name).stat().st_size for name in headers.shards(folder))
+    return of_index(config, headers.read_index(folder), size)
+
+
+def of_index(config: Mapping[str, Any], index: Mapping[str, headers.Tensor], size: int) -> Facts:
+    """Return the facts of a checkpoint.
+
+    Args:
+        config: its config.json.
+        index: every tensor by name.
+        size: bytes of its shards.
+    """
     values: Counter[str] = Counter()
     routed = embedded = 0
     for name, tensor in index.items():
@@ -86,7 +96,7 @@ def of_folder(folder: Path) -> Facts:
     active = total - routed * (1 - (shape["top_k"] or 0) / experts if experts else 0)
     held = Counter({kind: n * headers.DTYPES[kind][1] for kind, n in values.items()})
     return Facts(
-        sizes / 1e9,
+        size / 1e9,
         _stored(config, held),
         **shape,
         params_b=total / 1e9,

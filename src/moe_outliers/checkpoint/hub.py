@@ -173,6 +173,19 @@ def glance(
     return listed, {str(kind): int(count) for kind, count in counted.items()}, config
 
 
+def commit(repo: str, revision: str) -> str:
+    """Return the commit that a revision of a repository is now.
+
+    Raises:
+        ValueError: if the hub refuses; the message names the repository and the fix.
+    """
+    with _explained(repo, revision):
+        found = _retry(HfApi().model_info)(repo, revision=revision).sha
+    if not found or not re.fullmatch("[0-9a-f]{40}", found):
+        raise ValueError(f"{repo}: the hub names no commit of {revision}")
+    return str(found)
+
+
 def fetch_intact(repo: str, revision: str, name: str, listed: File) -> Path:
     """Fetch a small file, and make sure that it has the digest that the hub lists.
 

@@ -1,4 +1,4 @@
-"""The command `moe-outliers`: inspect, explain and export a sweep."""
+"""The command `moe-outliers`: inspect, explain and export a sweep; add a model to its table."""
 
 import time
 from collections.abc import Iterator
@@ -124,6 +124,29 @@ def doctor(directory: Directory = Path(), workflow: Workflow = None) -> None:
         broken |= finding.state == "fault"
     if broken:
         raise typer.Exit(1)
+
+
+@app.command()
+def add(
+    repo: Annotated[str, typer.Argument(help="A repository of the hub, or a folder.")],
+    *,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; by default main as it is now.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Its slug in paths, tables, figures.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="The table of models; by default that of the settings.")
+    ] = None,
+    configfile: Overlays = None,
+    workflow: Workflow = None,
+) -> None:
+    """Add a model to the table: its row is counted from its checkpoint."""
+    from moe_outliers.cli import add
+
+    loaded = _load(Path(), configfile, workflow)
+    path = table or loaded.workflow / loaded.config["table"]
+    for line in add.add(loaded.workflow, path, repo, revision, name):
+        typer.echo(line)
 
 
 @export.command()
