@@ -1,12 +1,14 @@
 """Selection and checking of the settings."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from support.snake import ROOT
 
-from moe_outliers.workflow import settings
+from moe_outliers.storage import receipts
+from moe_outliers.workflow import resources, settings, sweep
 
 SCHEMAS = ROOT / "config/schemas"
 TABLE = settings.read_table(ROOT / "config/models.tsv", SCHEMAS)
@@ -92,3 +94,37 @@ def test_a_fault_in_the_table_names_the_row(tmp_path):
         path.write_text(text.replace(right, wrong, 1))
         with pytest.raises(ValueError, match=message):
             settings.read_table(path, SCHEMAS)
+
+
+def test_the_tables_of_more_models_and_of_the_calibration_are_valid():
+    rows = settings.read_table(ROOT / "config/more-models.tsv", ROOT / "config/schemas")
+    for row in rows.values():
+        assert re.fullmatch("[0-9a-f]{40}", row["revision"]), row
+        assert row["stored_dtype"], row
+        size = {"float32": 4, "bfloat16": 2, "fp8": 1}[row["stored_dtype"]]
+        assert row["weights_gb"] == pytest.approx(row["params_b"] * size, rel=0.12), row
+        assert (row["experts"] == 0) == (row["params_b"] == row["active_b"]), row
+    loaded = sweep.load(ROOT, [ROOT / "config/calibration.yaml"], ROOT)
+    assert len(loaded.models) == 5
+    assert {row["experts"] for row in loaded.models.values()} == {0}
+    assert loaded.config["data"]["tokens"] == 1024
+
+
+def test_the_checkpoint_of_olmoe_is_float32():
+    """At its pinned commit all 3,219 tensors are F32, 27,677,042,464 bytes."""
+    row = settings.read_table(ROOT / "config/models.tsv", ROOT / "config/schemas")["olmoe-1b-7b"]
+    assert (row["weights_gb"], row["stored_dtype"]) == (27.7, "float32")
+    needed = resources.needs(row)
+    assert (needed["download_gb"], needed["disk_gb"]) == (28, 51)
+
+
+def test_the_precision_of_a_model_leaves_every_other_receipt_valid(config):
+    rows = settings.models(config, ROOT / config["table"], ROOT / "config/schemas")
+    before = {slug: receipts.identity(row, config)["settings"] for slug, row in rows.items()}
+    earlier = "fa767ee41acdabc665edb1fa0413ae94035a1defd0a9b1ff3bcd9f52a317920c"
+    assert before["olmoe-1b-7b"] == earlier  # as every receipt written so far has it
+    config["extract"]["dtype"] = {"olmoe-1b-7b": "bfloat16"}
+    after = {slug: receipts.identity(row, config)["settings"] for slug, row in rows.items()}
+    assert {slug for slug in rows if before[slug] != after[slug]} == {"olmoe-1b-7b"}
+    config["extract"]["dtype"] = "bfloat16"
+    assert receipts.identity(rows["olmoe-1b-7b"], config)["settings"] == after["olmoe-1b-7b"]
