@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import layouts
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -296,3 +297,36 @@ def test_what_transformers_keeps_wide_in_float16_is_wide(name, tiny_checkpoint, 
         wanted = loaded(folder)
         assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in wanted.items()}
         assert stream(folder) == hold(folder)
+
+
+RUN = ("olmoe", "gpt_oss", "qwen3", "mixtral", "qwen3_next", "phi")
+"""Layouts of families that both engines run, of few layers."""
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_the_layouts_of_the_hub_are_read_as_transformers_reads_them(name, tmp_path):
+    layouts.LAYOUTS[name](tmp_path)
+    found = weights(tmp_path)
+    if name == "deepseek":  # transformers reads partial blocks wrongly
+        stored, wanted = tiny.tensors(tmp_path), {}
+        for key, value in stored.items():
+            scales = stored.get(f"{key}_scale_inv")
+            wanted[key] = value if scales is None else by_hand(value, scales, (16, 16)).bfloat16()
+        first = [wanted[f"model.layers.1.mlp.experts.{e}.down_proj.weight"] for e in range(8)]
+        assert torch.equal(found["model.layers.1.mlp.experts.down_proj"], torch.stack(first))
+        same = [key for key in found if ".experts." not in key]
+        assert all(torch.equal(found[key], wanted[key]) for key in same)
+        assert not any("61" in key for key in found)
+    elif name == "gpt_oss":
+        plain = tiny.dequantised(tmp_path, tmp_path.with_name("plain"), torch.bfloat16)
+        wanted = loaded(plain)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    else:
+        wanted = loaded(tmp_path)
+        assert found.keys() == wanted.keys()
+        assert all(found[key].dtype == wanted[key].dtype for key in wanted)
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    if name == "olmoe":
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    if name in RUN:
+        assert stream(tmp_path) == hold(tmp_path)

@@ -23,8 +23,9 @@ def needs(row: dict[str, Any]) -> dict[str, int | str]:
         row: the model's row of config/models.tsv.
 
     Returns:
-        vram_gb (two layers in bfloat16, or float32 if so stored, and the overhead), gpus, disk_gb, min_memory_gb,
-        download_gb, and hub (the repository to download, as REPOSITORY@REVISION, or empty).
+        vram_gb (two layers in bfloat16, or float32 if so stored, and the overhead), gpus, disk_gb,
+        min_memory_gb, download_gb, and hub (the repository to download, as REPOSITORY@REVISION, or
+        empty).
     """
     local = row["revision"] == "local"
     bytes_each = 4 if row.get("stored_dtype") == "float32" else 2
