@@ -268,6 +268,13 @@ def test_one_shard_needs_no_index(copy):
         stream(copy)
 
 
+def test_a_stray_whole_file_is_named_as_what_was_read(copy):
+    save_file({"model.norm.weight": torch.ones(64, dtype=torch.bfloat16)}, copy / headers.SINGLE)
+    for run in (stream, hold):
+        with pytest.raises(ValueError, match=r"model\.safetensors is there: .* shards of .* not"):
+            run(copy)
+
+
 def test_the_layout_of_mistral_is_told_apart(copy):
     for path in copy.glob("*.safetensors*"):
         path.unlink()

@@ -206,8 +206,12 @@ def index_of(source: Source) -> dict[str, Tensor]:
 
 def absent(folder: Path, index: Mapping[str, Tensor]) -> str:
     """Name a tensor that the index file lists and no shard holds, as the end of a sentence."""
-    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
+    if not (folder / INDEX).is_file():
         return ""
+    if (folder / SINGLE).is_file():
+        return (
+            f"; {SINGLE} is there: as with transformers it is read, and the shards of {INDEX} not"
+        )
     promised = json.loads((folder / INDEX).read_text())["weight_map"]
     lacking = sorted(promised.keys() - index.keys())
     return f"; {INDEX} lists {lacking[0]}, which no shard holds" if lacking else ""
