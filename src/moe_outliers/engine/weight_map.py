@@ -366,14 +366,17 @@ def _refuse_holes(target: str, sources: Sequence[tuple[str, str]]) -> None:
         ValueError: if a number is left out; transformers would number the others anew.
     """
     for pattern in {pattern for pattern, _ in sources if "*." in pattern}:
-        names = [name.split(".") for found, name in sources if found == pattern]
-        numbers = zip(*([int(p) for p in parts if p.isdecimal()] for parts in names), strict=False)
-        varying = [list(column) for column in numbers if len(set(column)) > 1]
-        alike = {".".join("*" if p.isdecimal() else p for p in parts) for parts in names}
-        if len(alike) > 1 or len(varying) > 1 or any(c != list(range(len(c))) for c in varying):
+        names = [name for found, name in sources if found == pattern]
+        if len(names) == 1:
+            continue
+        first, last = names[0].split("."), names[-1].split(".")
+        ends = zip(first, last, strict=False)
+        at = next((n for n, (one, other) in enumerate(ends) if one != other), 0)
+        before, after = ".".join(first[:at]), ".".join(first[at + 1 :])
+        if names != [f"{before}.{number}.{after}" for number in range(len(names))]:
             raise ValueError(
                 f"the checkpoint does not fit its config.json: {target} is made of {len(names)} "
-                f"weights that are not numbered from 0 on without a gap: {', '.join(sorted(alike))}"
+                f"weights that are not numbered from 0 on without a gap: {names[0]} to {names[-1]}"
             )
 
 
