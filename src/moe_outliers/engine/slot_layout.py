@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from moe_outliers.checkpoint import headers
+from moe_outliers.checkpoint.stored import Stored
 from moe_outliers.engine import dequantise
-from moe_outliers.engine.stored import Stored
 from moe_outliers.engine.weight_map import Group, Parameter, torch_dtype
 
 ALIGNMENT = 256

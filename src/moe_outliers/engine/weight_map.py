@@ -27,9 +27,9 @@ from transformers.core_model_loading import (
 )
 
 from moe_outliers.checkpoint import headers
+from moe_outliers.checkpoint import stored as stored_weights
 from moe_outliers.checkpoint.config import Quantisation
-from moe_outliers.engine import stored as stored_weights
-from moe_outliers.engine.stored import Stored
+from moe_outliers.checkpoint.stored import Stored
 
 Source = tuple[str, Stored]
 """A weight, and before it the pattern of transformers' table that its name matched, or nothing."""
