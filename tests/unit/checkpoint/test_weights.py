@@ -3,11 +3,10 @@
 import json
 import shutil
 
-import layouts
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import tiny
+from support import layouts, tiny
 from support.running import hold, loaded, stream, weights
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from support import tiny
 
 B16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 GLM = tiny.FAMILIES["glm4_moe"] | {"n_routed_experts": 4}
