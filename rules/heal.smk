@@ -37,7 +37,10 @@ onstart:
             executor=snakemake_internals.executor(workflow),
             device=config["extract"]["device"],
         )
-        facts.refuse(wrong, {path.parent.name for rule, made in jobs if rule == "extract" for path in made})
+        facts.refuse(
+            wrong,
+            {path.parent.name for rule, made in jobs if rule == "extract" for path in made},
+        )
         # The lock is held for as long as this process lives.
         workflow.globals["own"] = healing.own(say)
     healing.remove_damaged(damaged, jobs)

@@ -114,7 +114,7 @@ def identity(row: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def dtype_of(model: str, config: dict[str, Any]) -> str:
+def dtype_of(model: str, config: Mapping[str, Any]) -> str:
     """Return the precision that a model is computed in: auto, bfloat16 or float32.
 
     Args:
