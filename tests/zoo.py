@@ -1,0 +1,445 @@
+"""A tiny model of every type of causal language model that transformers ships.
+
+Types come from transformers' own tables. Each is here with what its tiny configuration needs beside
+the sizes that all share, or in LEFT_OUT with the reason; a test names those that are in neither.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto import modeling_auto
+
+TOKENS = 24
+WINDOW = 8
+WIDTH = 64
+
+SIZES = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width"), WIDTH),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "ffn_hidden_dim"), WIDTH),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("top_k", "top_k_experts", "num_key_value_heads", "n_mamba_heads"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "num_shared_experts"), 1),
+    **dict.fromkeys(("n_shared_experts", "mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
+    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "rank"), 32),
+    **dict.fromkeys(("shared_expert_intermediate_size", "shared_intermediate_size"), 32),
+    **dict.fromkeys(("shared_expert_intermediate_dim", "moe_shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("head_dim", "global_head_dim", "q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim", "mamba_d_head"), 16),
+    **dict.fromkeys(("mamba_head_dim", "mamba_headdim", "linear_key_head_dim"), 16),
+    **dict.fromkeys(("linear_value_head_dim", "chunk_size", "expand_v"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "mamba_d_state", "mamba_n_heads", "state_size"), 8),
+    **dict.fromkeys(("mamba_num_heads", "ssm_state_size", "hidden_size_per_layer_input"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 512),
+    **dict.fromkeys(("sliding_window", "attention_window_size", "window_size", "sliding_window_size"), WINDOW),
+    **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("num_kv_heads", "index_n_heads"), 4),
+    **dict.fromkeys(("expand", "linear_num_key_heads", "mamba_expand"), 2),
+    "attention_chunk_size": WINDOW,
+    "index_topk": 64,
+    "vocab_size": 128,
+    "vocab_size_per_layer_input": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes of the text part, by the names that configurations have for them."""
+
+TOWER = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "intermediate_size", "d_model", "dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "depth", "encoder_layers"), 1),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "num_key_value_heads"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "mlp_dim"), 32),
+    "decoder_layers": 1,
+    "image_size": 28,
+    "patch_size": 14,
+    "head_dim": 16,
+    "out_hidden_size": WIDTH,
+    "vocab_size": 64,
+}
+"""Sizes of everything else: towers for images and sounds, that text does not pass."""
+
+MLA = {"num_key_value_heads": 4, "head_dim": 8, "qk_head_dim": 24, "first_k_dense_replace": 1}
+DECODER = {"is_decoder": True}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}}
+QWEN4 = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+    "hc_lowrank": 16,
+    "ple_layer_ids": [1],
+    "ple_embed_dim": 64,
+    "ngram_vocab_size_base": 200,
+    "split_ngram_parts": 1,
+    "heads_per_ngram": 2,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+TYPES: dict[str, dict[str, Any]] = {
+    "afmoe": {},
+    "apertus": {},
+    "arcee": {},
+    "aria": {},
+    "aria_text": {},
+    "axk1": MLA,
+    "axk2": MLA,
+    "aya_vision": {},
+    "bailing_hybrid": {},
+    "bamba": {},
+    "beam": {},
+    "bert": DECODER,
+    "bert-generation": DECODER,
+    "big_bird": DECODER,
+    "biogpt": {},
+    "bitnet": {},
+    "bloom": {},
+    "camembert": DECODER,
+    "codegen": {"rotary_dim": 8},
+    "cohere": {},
+    "cohere2": {},
+    "cohere2_moe": {},
+    "cohere2_vision": {},
+    "cosmos3_omni": {},
+    "ctrl": {"dff": 64},
+    "cwm": {},
+    "data2vec-text": DECODER,
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {
+            "ffn_hidden_size": 64,
+            "moe_num_experts": 8,
+            "moe_top_k": 2,
+            "hidden_size": WIDTH,
+        },
+    },
+    "deepseek_v2": MLA,
+    "deepseek_v3": MLA,
+    "deepseek_v32": MLA,
+    "deepseek_v4": {},
+    "deepseek_vl": {},
+    "diffllama": {},
+    "doge": {},
+    "dots1": {},
+    "dots3_note_text": {
+        "num_key_value_heads": 4,
+        "head_dim": 24,
+        "qk_rope_head_dim": 8,
+        "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+        "per_layer_config": {
+            layer: {
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 24,
+                "qk_nope_head_dim": 16,
+                "qk_rope_head_dim": 8,
+                "q_lora_rank": 16,
+                "kv_lora_rank": 16,
+            }
+            for layer in (1, 3)
+        },
+    },
+    "electra": DECODER,
+    "emu3": {},
+    "ernie": DECODER,
+    "ernie4_5": {},
+    "ernie4_5_moe": {},
+    "exaone4": {},
+    "exaone_moe": {},
+    "falcon": {"num_kv_heads": 1},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
+    "falcon_mamba": {},
+    "flex_olmo": {},
+    "flint": {},
+    "fuyu": {},
+    "gemma": {},
+    "gemma2": {},
+    "gemma3": {},
+    "gemma3_text": {},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4": {"enable_moe_block": True},
+    "gemma4_text": {"enable_moe_block": True},
+    "gemma4_unified": {},
+    "gemma4_unified_text": {},
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": {"first_k_dense_replace": 1},
+    "glm4_moe_lite": MLA,
+    "glm_moe_dsa": MLA,
+    "got_ocr2": {},
+    "gpt-sw3": {},
+    "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gpt_neox": {},
+    "gpt_neox_japanese": {},
+    "gpt_oss": {},
+    "gptj": {"rotary_dim": 8},
+    "granite": {},
+    "granite_docling": {},
+    "granite_swa": {},
+    "granitemoe": {},
+    "granitemoe_swa": {},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "granitemoeshared": {},
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {},
+    "hy_v3": {},
+    "hy_v4": {},
+    "hyperclovax": {},
+    "hyperclovax_vision_v2": {},
+    "idefics2": {},
+    "idefics3": {},
+    "inkling2_text": {},
+    "inkling_text": {},
+    "internlm3": {},
+    "internvl": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "jamba": {},
+    "jetmoe": {"kv_channels": 16},
+    "kimi_linear": {
+        "num_key_value_heads": 4,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "kimi_k25": {},
+    "kolibri1": {},
+    "laguna": {},
+    "lfm2": {},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "num_dense_layers": 1,
+    },
+    "lfm2_vl": {},
+    "lfm3": {},
+    "lfm3_vl": {},
+    "lighton_ocr": {},
+    "llama": {},
+    "llama4": {},
+    "llama4_text": {},
+    "llava": {},
+    "llava_next": {},
+    "llava_next_video": {},
+    "llava_onevision": {},
+    "longcat_flash": {
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "num_layers": 2,
+        "zero_expert_num": 2,
+    },
+    "mamba": {},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
+    "megatron-bert": DECODER,
+    "mellum": {},
+    "mimo_v2_flash": {},
+    "minicpm3": {"num_key_value_heads": 4, "head_dim": 8},
+    "minicpm_ocr": {},
+    "minicpmv4_6": {},
+    "minicpmv4_7": {},
+    "minimax": {},
+    "minimax_m2": {},
+    "minimax_m3_vl": {},
+    "minimax_m3_vl_text": {},
+    "ministral": {},
+    "ministral3": {},
+    "mistral": {},
+    "mistral3": {},
+    "mixtral": {},
+    "mllama": {},
+    "modernbert-decoder": {},
+    "moshi": {},
+    "moss_transcribe_diarize": {},
+    "mpt": {},
+    "nanochat": {},
+    "nemotron": {},
+    "nemotron_h": {"layers_block_type": ["mamba", "moe", "attention", "mlp"]},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": {},
+    "olmo_hybrid": {},
+    "olmoe": {},
+    "openai-gpt": {},
+    "opt": {},
+    "paligemma": {},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {},
+    "phimoe": {},
+    "qianfan_ocr": {},
+    "qwen2": {},
+    "qwen2_moe": {},
+    "qwen3": {},
+    "qwen3_5": {},
+    "qwen3_5_moe": {},
+    "qwen3_5_moe_text": {},
+    "qwen3_5_text": {},
+    "qwen3_moe": {},
+    "qwen3_next": {},
+    "qwen3_vl": {},
+    "qwen3_vl_moe": {},
+    "qwen4_exp": QWEN4,
+    "qwen4_exp_text": QWEN4,
+    "recurrent_gemma": {},
+    "rembert": DECODER,
+    "roberta": DECODER,
+    "roberta-prelayernorm": DECODER,
+    "roformer": DECODER,
+    "rwkv": {},
+    "seed_oss": {},
+    "shieldgemma2": {},
+    "smollm3": {},
+    "smolvlm": {},
+    "solar_open": {},
+    "stablelm": {},
+    "starcoder2": {},
+    "step3p7": {},
+    "vaultgemma": {},
+    "video_llama_3": {},
+    "video_llava": {},
+    "vipllava": {},
+    "xglm": {},
+    "xlm-roberta": DECODER,
+    "xlm-roberta-xl": DECODER,
+    "xlstm": {},
+    "youtu": {"num_key_value_heads": 4, "head_dim": 8},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "n_mamba_heads": 8,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "glm46v": MROPE,
+    "glm4v": MROPE,
+    "glm_ocr": MROPE,
+    "glmga": MROPE,
+    "paddleocr_vl": MROPE,
+    "qwen2_5_vl": MROPE,
+    "qwen2_vl": MROPE,
+    "qwen2_5_omni_thinker": MROPE,
+    "glm4v_moe": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+    "mistral4": {
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "qk_head_dim": 24,
+        "rope_parameters": ROPE
+        | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 512},
+    },
+    "mistral_large4": {"num_key_value_heads": 4, "head_dim": 8, "qk_head_dim": 24},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "cohere_compass": {"rope_parameters": {"full_attention": ROPE}},
+    "cosmos3_edge": {},
+    "qwen3_omni_moe_thinker": {},
+    "qwen2_audio": {},
+    "qwen3_asr": {},
+    "voxtral": {},
+    "glmasr": {},
+    "pp_chart2table": {},
+    "hunyuan_vl": {"rope_parameters": ROPE | {"xdrope_section": [2, 2, 2, 2]}},
+    "glm5_next": {
+        "num_key_value_heads": 4,
+        "qk_rope_head_dim": 0,
+        "head_dim": 0,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+    },
+}
+"""What the tiny configuration of each type has beside SIZES."""
+
+LEFT_OUT: dict[str, str] = {}
+
+
+def types() -> list[str]:
+    """Return every type that transformers may make a causal language model of, from its tables."""
+    tables = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
+    names = {name for table in tables for name in _table(table)}
+    return sorted(names)
+
+
+def _table(name: str) -> dict[str, str]:
+    return getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {})
+
+
+def config_of(model_type: str) -> PretrainedConfig:
+    """Return a tiny configuration: transformers' default one, with everything made small."""
+    full = AutoConfig.for_model(model_type)
+    text = full.get_text_config(decoder=True)
+    keys = TYPES[model_type] or TYPES.get(text.model_type, {})
+    small = _small(text, SIZES) | _rotations(text)
+    if text is full:
+        return AutoConfig.for_model(model_type, **small | keys)
+    small |= {key: value for key, value in keys.items() if key not in full.sub_configs}
+    parts = {}
+    for name in full.sub_configs:
+        part = getattr(full, name, None)
+        if isinstance(part, PretrainedConfig):
+            parts[name] = small if part is text else keys.get(name, _small(part, TOWER))
+    return AutoConfig.for_model(model_type, **parts)
+
+
+def _small(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
+    known = config.to_dict()
+    return {name: size for name, size in sizes.items() if name in known}
+
+
+def _rotations(config: PretrainedConfig) -> dict[str, Any]:
+    """Make the sections of rotations over three axes as small as a head."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if not rope.get("mrope_section"):
+        return {}
+    half = int(SIZES["head_dim"] * rope.get("partial_rotary_factor", 1.0)) // 2
+    sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    return {"rope_parameters": rope | {"mrope_section": sections}}
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Make a tiny model with random weights; none is 0 or 1 because it begins so.
+
+    Args:
+        model_type: one of TYPES.
+        dtype: of the weights.
+    """
+    return shaken(_auto(model_type).from_config(config_of(model_type), dtype=dtype).eval())
+
+
+def _auto(model_type: str) -> Any:
+    if model_type in _table("CAUSAL_LM"):
+        return transformers.AutoModelForCausalLM
+    if model_type in _table("IMAGE_TEXT_TO_TEXT"):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForMultimodalLM
+
+
+def shaken(model: nn.Module) -> Any:
+    """Add noise to every parameter and to what the checkpoint keeps beside them."""
+    random = torch.Generator().manual_seed(0)
+    kept = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in kept and tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=random)
+                tensor.add_((noise * (0.1 if tensor.dim() < 2 else 0.02)).to(tensor.dtype))
+    return model
+
+
+def ids(rows: int = 1) -> torch.Tensor:
+    """Return token ids, (row, TOKENS), none of them special."""
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(3, 128, (rows, TOKENS), generator=random)
+
+
+def run(model: Any) -> torch.Tensor:
+    """Return the logits of one text, (TOKENS, vocabulary)."""
+    with torch.no_grad():
+        return model(input_ids=ids(), use_cache=False).logits[0]
