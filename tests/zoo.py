@@ -17,10 +17,14 @@ WINDOW = 8
 WIDTH = 64
 
 SIZES = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width"), WIDTH),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width"), WIDTH
+    ),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "ffn_hidden_dim"), WIDTH),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4
+    ),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
     **dict.fromkeys(("top_k", "top_k_experts", "num_key_value_heads", "n_mamba_heads"), 2),
@@ -36,12 +40,14 @@ SIZES = {
     **dict.fromkeys(("qk_rope_head_dim", "mamba_d_state", "mamba_n_heads", "state_size"), 8),
     **dict.fromkeys(("mamba_num_heads", "ssm_state_size", "hidden_size_per_layer_input"), 8),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 512),
-    **dict.fromkeys(("sliding_window", "attention_window_size", "window_size", "sliding_window_size"), WINDOW),
+    **dict.fromkeys(
+        ("sliding_window", "attention_window_size", "window_size", "sliding_window_size"), WINDOW
+    ),
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "linear_num_value_heads"), 4),
     **dict.fromkeys(("num_kv_heads", "index_n_heads"), 4),
     **dict.fromkeys(("expand", "linear_num_key_heads", "mamba_expand"), 2),
     "attention_chunk_size": WINDOW,
-    "index_topk": 64,
+    "index_topk": WINDOW,
     "vocab_size": 128,
     "vocab_size_per_layer_input": 128,
     "pad_token_id": 0,
@@ -73,7 +79,7 @@ QWEN4 = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 16,
-    "indexer_budget": 64,
+    "indexer_budget": 8,
     "indexer_compress_ratio": 4,
     "hc_lowrank": 16,
     "ple_layer_ids": [1],
@@ -123,7 +129,10 @@ TYPES: dict[str, dict[str, Any]] = {
     "deepseek_v2": MLA,
     "deepseek_v3": MLA,
     "deepseek_v32": MLA,
-    "deepseek_v4": {},
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+        "index_topk": 2,
+    },
     "deepseek_vl": {},
     "diffllama": {},
     "doge": {},
@@ -328,7 +337,9 @@ TYPES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": MROPE,
     "qwen2_vl": MROPE,
     "qwen2_5_omni_thinker": MROPE,
-    "glm4v_moe": {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+    "glm4v_moe": {
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    },
     "mistral4": {
         "num_key_value_heads": 4,
         "head_dim": 8,
@@ -349,6 +360,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "hunyuan_vl": {"rope_parameters": ROPE | {"xdrope_section": [2, 2, 2, 2]}},
     "glm5_next": {
         "num_key_value_heads": 4,
+        "index_kpool": 4,
         "qk_rope_head_dim": 0,
         "head_dim": 0,
         "linear_head_dim": 16,
@@ -422,7 +434,10 @@ def _auto(model_type: str) -> Any:
 
 
 def shaken(model: nn.Module) -> Any:
-    """Add noise to every parameter and to what the checkpoint keeps beside them."""
+    """Add noise to every parameter and to what the checkpoint keeps beside them.
+
+    Whole numbers that are all 0, such as experts by token, become any of eight.
+    """
     random = torch.Generator().manual_seed(0)
     kept = model.state_dict()
     with torch.no_grad():
@@ -430,6 +445,8 @@ def shaken(model: nn.Module) -> Any:
             if name in kept and tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=random)
                 tensor.add_((noise * (0.1 if tensor.dim() < 2 else 0.02)).to(tensor.dtype))
+            elif name in kept and tensor.dim() and not tensor.any():
+                tensor.copy_(torch.randint(0, 8, tensor.shape, generator=random))
     return model
 
 

@@ -3,7 +3,7 @@
 Each check changes numbers and looks at what else changes; none asks the code that it checks.
 """
 
-from collections import Counter
+import re
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 import zoo
 
 from moe_outliers.recording.anatomy import Place
+from moe_outliers.recording.norms import normalised, probe_norm
 from moe_outliers.recording.observed import observe
 
 
@@ -55,7 +56,12 @@ def rows(x):
 
 def check_t1(model, anatomy):
     """What a norm returned is what the mixers of its sites receive, to the last bit."""
-    wanted = [(s, m.enters, Place(s.norm, "output", ())) for s in anatomy.sites if s.norm for m in s.mixers]
+    wanted = [
+        (s, m.enters, Place(s.norm, "output", ()))
+        for s in anatomy.sites
+        if s.norm
+        for m in s.mixers
+    ]
     with Taken(model, [p for _, *places in wanted for p in places]) as taken:
         zoo.run(model)
     for site, enters, norm in wanted:
@@ -84,7 +90,9 @@ def changed(model, place, change):
             return change(thing)
         if isinstance(thing, dict):
             return {**thing, key[0]: put(thing[key[0]], key[1:])}
-        return type(thing)(put(part, key[1:]) if n == key[0] else part for n, part in enumerate(thing))
+        return type(thing)(
+            put(part, key[1:]) if n == key[0] else part for n, part in enumerate(thing)
+        )
 
     def hook(module, args, kwargs):
         if isinstance(place.key[0], str):
@@ -117,7 +125,7 @@ def output_of(model, path):
 
 
 def check_t2(model, anatomy):
-    """The first position's input changes later outputs of a mixer iff its site is called attn_in."""
+    """What the first position brings changes later outputs iff the site is called attn_in."""
     for block in range(len(anatomy.blocks)):
         for site in anatomy.sites_of(block):
             for mixer in site.mixers:
@@ -134,7 +142,7 @@ def check_t2(model, anatomy):
 
 
 def silencing(mixer):
-    """Return a hook that lets a mixer make nothing; one that adds to the stream returns the stream."""
+    """Return a hook that lets a mixer make nothing; if it adds to the stream, return the stream."""
 
     def hook(module, args, kwargs, output):
         def zero(x):
@@ -172,15 +180,138 @@ def check_t3(model, anatomy):
         assert y.abs().max() <= 1e-4 * h.abs().max(), (block, y.abs().max())
 
 
+@contextmanager
+def rescaled(model, anatomy, powers, left_out=None):
+    """Multiply the features of every site by powers of two; divide the columns of its readers.
+
+    Args:
+        model: changed meanwhile.
+        anatomy: of the model.
+        powers: (feature,), for every site.
+        left_out: path of a reader whose columns stay.
+    """
+    sites = known_sites(anatomy)
+    readers = {(r.parameter, r.axis) for site in sites for r in site.readers}
+    before = {}
+    with ExitStack() as stack, torch.no_grad():
+        for norm in {site.norm for site in sites if site.norm}:
+            hook = model.get_submodule(norm).register_forward_hook(lambda m, a, x: x * powers)
+            stack.callback(hook.remove)
+        for place in {m.enters for site in sites if not site.norm for m in site.mixers}:
+            stack.enter_context(changed(model, place, lambda x: x * powers))
+        for path, axis in readers:
+            parameter = model.get_parameter(path)
+            before[path] = parameter.clone()
+            if path != left_out:
+                shape = [-1 if n == axis else 1 for n in range(parameter.dim())]
+                parameter.div_(powers.reshape(shape))
+        try:
+            yield
+        finally:
+            for path, values in before.items():
+                model.get_parameter(path).copy_(values)
+
+
+def known_sites(anatomy):
+    """Return the sites all of whose readers are known, and those of every site of the same norm."""
+    unknown = {site.norm for site in anatomy.sites if site.norm and site.unknown}
+    return [s for s in anatomy.sites if not s.unknown and s.norm not in unknown]
+
+
 def check_readers(model, anatomy):
-    """Features times powers of two, and the readers' columns divided: the logits stay, to the bit."""
-    ...
+    """What the sites' features are multiplied by can be taken out of the readers, to the last bit.
+
+    With any reader left as it is, the logits change.
+    """
+    exponents = torch.randint(-2, 3, (anatomy.width,), generator=torch.Generator().manual_seed(2))
+    powers = 2.0**exponents
+    logits = zoo.run(model)
+    with rescaled(model, anatomy, powers):
+        assert torch.equal(zoo.run(model), logits)
+    seen = set()
+    for site in known_sites(anatomy):
+        for reader in site.readers:
+            look = (site.kind, site.mixer, re.sub(r"\.\d+\.", ".", reader.parameter), reader.kind)
+            if look not in seen:
+                seen.add(look)
+                with rescaled(model, anatomy, powers, left_out=reader.parameter):
+                    assert not torch.equal(zoo.run(model), logits), (site.name, reader)
+
+
+def check_norms(model, anatomy):
+    """Gain and offset are the parameters, and x = gain * z + offset."""
+    sites = [site for site in anatomy.sites if site.norm]
+    places = [p for s in sites for p in (s.norm_reads, Place(s.norm, "output", ()))]
+    with Taken(model, places) as taken:
+        zoo.run(model)
+    for site in sites:
+        module = model.get_submodule(site.norm)
+        norm = probe_norm(module, anatomy.width)
+        if norm.kind == "gated":
+            assert any("gain" in said for said in site.unknown), site
+            continue
+        h, x = rows(taken[site.norm_reads]).double(), rows(taken[Place(site.norm, "output", ())])
+        made = norm.gain * normalised(h, norm.kind, norm.eps) + norm.offset
+        assert torch.allclose(x.double(), made, rtol=1e-4, atol=1e-5), site
+        weights = [p for _, p in module.named_parameters(recurse=False)]
+        if weights:
+            exact = [weights[0], 1 + weights[0]]
+            assert any(torch.equal(norm.gain, one) for one in exact) or torch.allclose(
+                norm.gain, exact[1], rtol=1e-6
+            ), site
+        if len(weights) > 1:
+            assert torch.equal(norm.offset, weights[1]), site
+
+
+def check_routing(model, anatomy):
+    """Logits, picks and weights are those that a computation by hand gives."""
+    readers = {r.parameter: r for s in anatomy.sites for r in s.readers if r.kind == "router"}
+    for routing in anatomy.routings:
+        site = next(s for s in anatomy.sites for m in s.mixers if m.module == routing.mixture)
+        enters = next(m.enters for m in site.mixers if m.module == routing.mixture)
+        places = [routing.logits, routing.weights, routing.picked, *(routing.called or ()), enters]
+        output = Place(routing.experts, "output", ()) if routing.called else None
+        with Taken(model, [p for p in [*places, output] if p is not None]) as taken:
+            zoo.run(model)
+        mine = [readers[r.parameter] for r in site.readers if r.parameter in readers]
+        if routing.logits is not None and len(mine) == 1:
+            logits = rows(taken[routing.logits])
+            weight = model.get_parameter(mine[0].parameter)
+            if weight.shape[0] == logits.shape[1]:
+                by_hand = rows(taken[enters]) @ weight.T
+                bias = logits - by_hand  # the same for every token, or none
+                assert (bias - bias.mean(0)).abs().max() < 1e-4 * logits.abs().max(), routing
+        if (
+            routing.picked is not None
+            and routing.logits is not None
+            and routing.sorted_by is not None
+        ):
+            scores = routing.scores(rows(taken[routing.logits]), model.state_dict().__getitem__)
+            picked = rows(taken[routing.picked])
+            if not routing.limited:
+                by_hand = scores.topk(routing.top_k).indices
+                assert torch.equal(by_hand.sort().values, picked.sort().values), routing
+        if routing.called is not None:
+            hidden, picked, weights = (taken[place] for place in routing.called)
+            assert picked.shape[-1] == routing.top_k
+            assert int(picked.max()) < routing.choices
+            if routing.picked is not None:
+                assert torch.equal(rows(taken[routing.picked]), rows(picked)), routing
+                assert torch.equal(rows(taken[routing.weights]), rows(weights)), routing
+            experts = model.get_submodule(routing.experts)
+            once = torch.zeros_like(weights[:, :1]).repeat(1, 2)
+            once[:, 0] = 1.0
+            alone = [experts(hidden, picked[:, [k, k]], once) for k in range(routing.top_k)]
+            total = sum(weights[:, k : k + 1] * y for k, y in enumerate(alone))
+            assert torch.allclose(rows(total), rows(taken[output]), rtol=1e-3, atol=1e-5), routing
+
+
+CHECKS = (check_t1, check_t2, check_t3, check_readers, check_norms, check_routing)
 
 
 @pytest.mark.parametrize("kind", zoo.TYPES)
 def test_zoo(kind):
     model = zoo.build(kind)
     anatomy = observe(model)
-    check_t1(model, anatomy)
-    check_t2(model, anatomy)
-    check_t3(model, anatomy)
+    for check in CHECKS:
+        check(model, anatomy)

@@ -3,10 +3,11 @@
 `observed.observe` finds them; everything else reads them here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 SiteKind = Literal["attn_in", "mlp_in"]
@@ -136,9 +137,9 @@ class Routing:
         choices: experts that the router knows, those that do nothing included.
         top_k: experts picked for a token.
         sorted_by: what the logits went through before the largest were picked, in order: names of
-            functions, `+path` where a parameter or buffer was added; None if that is not known.
+            SCORES, `+path` where a parameter or buffer was added; None if that is not known.
         limited: whether some choices were left out before (groups of experts).
-        experts: path of the module that runs the picked experts; empty if no module of its own does.
+        experts: path of the module that runs the picked experts; empty if no module does it alone.
         called: its arguments (hidden, picked, weights); None if it is not called with these three.
         count: experts that have parameters.
         missing: what could not be found, with the reason; empty if all was.
@@ -158,6 +159,33 @@ class Routing:
     called: tuple[Place, Place, Place] | None
     count: int
     missing: tuple[str, ...]
+
+    def scores(self, logits: Tensor, held: Callable[[str], Tensor]) -> Tensor:
+        """Return what is sorted to pick experts.
+
+        Args:
+            logits: (token, choice).
+            held: returns a parameter or buffer of the model by its path.
+
+        Raises:
+            ValueError: if it is not known what is sorted.
+        """
+        if self.sorted_by is None:
+            raise ValueError(f"{self.mixture}: it is not known what is sorted to pick experts")
+        scores = logits.float()
+        for step in self.sorted_by:
+            scores = scores + held(step[1:]) if step[0] == "+" else SCORES[step](scores)
+        return scores
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+}
+"""Functions that logits go through before the largest are picked."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ A `gated` norm multiplies z by something that depends on h itself, so that it ha
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 LARGE = 1024.0
-"""An input of this size drowns every epsilon, and its square is a power of four: roots are exact."""
+"""An input of this size drowns every epsilon; it is a power of two, so that roots are exact."""
 
 CLOSE = 1e-4
 """Relative deviation that is still the same: norms compute in float32 whatever they are given."""
@@ -86,8 +86,8 @@ def probe_norm(module: nn.Module, width: int, dtype: torch.dtype = torch.float32
     kind = _kind(bare, gain, offset)
     if kind == "gated":
         return Norm(kind, None, None, float("nan"))
-    eps = _epsilon(module, bare, gain, offset, signs, kind, dtype)
-    return Norm(kind, gain.float(), offset.float(), eps)
+    found = Norm(kind, gain.float(), offset.float(), _rounded(_shrunk(bare, gain, offset, signs)))
+    return replace(found, eps=_proven(found, _bare(module, _cast(dtype)), signs, dtype))
 
 
 def kind_of(module: nn.Module, width: int) -> str:
@@ -105,7 +105,9 @@ def kind_of(module: nn.Module, width: int) -> str:
     def made_up(tensor: Tensor) -> Tensor:
         if not tensor.is_meta:
             return tensor
-        return torch.rand(tensor.shape, generator=random, dtype=torch.float64).to(tensor.dtype) + 0.5
+        return (
+            torch.rand(tensor.shape, generator=random, dtype=torch.float64).to(tensor.dtype) + 0.5
+        )
 
     try:
         return probe_norm(_bare(module, made_up), width).kind
@@ -192,30 +194,29 @@ def _gated(bare: nn.Module, h: Tensor, x: Tensor) -> bool:
     return bool(blind and not y[:, ::3].any() and (y[:, 1::3] != 0).float().mean() > 0.9)
 
 
-def _epsilon(
-    module: nn.Module,
-    bare: nn.Module,
-    gain: Tensor,
-    offset: Tensor,
-    signs: Tensor,
-    kind: str,
-    dtype: torch.dtype,
-) -> float:
-    """Find epsilon by inputs so small that it counts, and prove it in the model's data type."""
-    wide = _shrunk(bare, gain, offset, signs)
-    # A norm that is given no epsilon takes that of its data type, or of what it computes in.
-    candidates = [_rounded(wide), *(torch.finfo(one).eps for one in (dtype, torch.float32))]
-    own = _bare(module, _cast(dtype))
-    # In a short type the smallest inputs are lost; what is proved is that none of it contradicts.
+def _proven(found: Norm, own: nn.Module, signs: Tensor, dtype: torch.dtype) -> float:
+    """Return the epsilon in the model's data type, by inputs so small that it counts.
+
+    A norm that is given none takes that of its data type, or of the one it computes in.
+
+    Args:
+        found: the norm, with the epsilon that it has in float64.
+        own: the module, in the data type.
+        signs: (feature,), an input of mean 0 and mean square 1.
+        dtype: the data type.
+    """
+    gain, offset = found.gain, found.offset
+    if gain is None or offset is None:
+        return found.eps
     sizes = [2.0**power for power in range(0, SMALLEST_EXPONENT, -2)]
     h = torch.stack([signs * size for size in sizes]).to(dtype)
     x = _called(own, h)
-    slack = 8 * torch.finfo(dtype).eps
-    for eps in candidates:
-        found = gain * normalised(h.double(), kind, eps) + offset
-        if ((x - found).abs() <= slack * (gain.abs() + offset.abs()) + 1e-30).all():
+    step = torch.finfo(dtype).eps
+    for eps in (found.eps, step, torch.finfo(torch.float32).eps):
+        made = gain * normalised(h.double(), found.kind, eps) + offset
+        if ((x - made).abs() <= 8 * step * (gain.abs() + offset.abs()) + 1e-30).all():
             return eps
-    raise ValueError(f"its epsilon is none that is added to the mean square (about {wide:.3g})")
+    raise ValueError(f"its epsilon is none that is added to the mean square ({found.eps:.3g})")
 
 
 def _shrunk(bare: nn.Module, gain: Tensor, offset: Tensor, signs: Tensor) -> float:

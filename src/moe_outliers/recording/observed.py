@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from moe_outliers.recording.anatomy import Anatomy
 from moe_outliers.recording.tracing.answers import Answering
 from moe_outliers.recording.tracing.following import Following
-from moe_outliers.recording.tracing.meaning import Refused, anatomy_of
+from moe_outliers.recording.tracing.meaning import RefusedError, anatomy_of
 from moe_outliers.recording.tracing.trail import Value
 
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37)
@@ -48,7 +48,7 @@ def observe(model: Any) -> Anatomy:
     try:
         twin, following, output = _followed(model)
         return anatomy_of(twin, following, output)
-    except Refused as reason:
+    except RefusedError as reason:
         raise ValueError(f"{where} cannot be measured: {reason}") from None
 
 
@@ -56,7 +56,7 @@ def _followed(model: Any) -> tuple[Any, Following, Any]:
     """Run a twin of the model, and follow its residual stream.
 
     Raises:
-        Refused: if it does not run.
+        RefusedError: if it does not run.
     """
     try:
         twin = _twin(model)
@@ -68,11 +68,11 @@ def _followed(model: Any) -> tuple[Any, Following, Any]:
             following = Following(twin, _embedding(twin), blocks, tokens)
             with _own_masks(following.tell), following:
                 return twin, following, twin(input_ids=ids, use_cache=False)
-    except Refused:
+    except RefusedError:
         raise
     except Exception as error:  # whatever the code of a model raises without numbers
         said = f"{type(error).__name__}: {error}"[:300]
-        raise Refused(
+        raise RefusedError(
             f"transformers {transformers.__version__} does not run it on token ids alone without "
             f"its weights: {said}"
         ) from error
@@ -95,7 +95,7 @@ def _tokens(twin: nn.Module) -> int:
     for prime in PRIMES:
         if all(size % prime for size in sizes):
             return prime
-    raise Refused(f"each of {PRIMES} divides a size of a parameter")
+    raise RefusedError(f"each of {PRIMES} divides a size of a parameter")
 
 
 def _embedding(twin: Any) -> nn.Module:
@@ -104,7 +104,7 @@ def _embedding(twin: Any) -> nn.Module:
     except (NotImplementedError, AttributeError):
         embedding = None
     if not isinstance(embedding, nn.Module):
-        raise Refused("it does not say what embeds its token ids (get_input_embeddings)")
+        raise RefusedError("it does not say what embeds its token ids (get_input_embeddings)")
     return embedding
 
 
@@ -112,7 +112,7 @@ def _blocks(twin: nn.Module, ids: Tensor) -> list[nn.Module]:
     """Find the decoder blocks: the entries of the largest list of modules that runs.
 
     Raises:
-        Refused: if there is no such list.
+        RefusedError: if there is no such list.
     """
     ran: set[nn.Module] = set()
 
@@ -129,7 +129,7 @@ def _blocks(twin: nn.Module, ids: Tensor) -> list[nn.Module]:
         if isinstance(module, LISTS) and entries:
             found.append((sum(p.numel() for p in module.parameters()), entries))
     if not found:
-        raise Refused("it has no list of modules that could be its decoder blocks")
+        raise RefusedError("it has no list of modules that could be its decoder blocks")
     return max(found, key=lambda one: one[0])[1]
 
 
@@ -141,9 +141,7 @@ def _own_masks(tell: Callable[[Tensor, Value], None] | None) -> Iterator[None]:
         tell: takes each mask, and whether it leaves out positions that are far away.
     """
 
-    def mask(
-        batch_size: int, q_length: int, kv_length: int, *offsets: int, **more: Any
-    ) -> Tensor:
+    def mask(batch_size: int, q_length: int, kv_length: int, *offsets: int, **more: Any) -> Tensor:
         shape = (batch_size, 1, q_length, kv_length)
         eager = torch.zeros(shape, dtype=more.get("dtype", torch.float32), device="meta")
         if tell is not None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from moe_outliers.recording.tracing.trail import words
+
 
 class Sizes(list[int]):
     """Numbers that a meta tensor was asked for: nobody knows them."""
@@ -32,16 +34,15 @@ class Answers:
 
     def noted(self, name: str, args: Sequence[Any], out: Any) -> None:
         """Remember which tensors answer "all?", and which hold places that were asked for."""
-        results = [part for part in (out if isinstance(out, tuple | list) else (out,))]
         first = args[0] if args else None
-        for result in results:
-            if isinstance(result, Tensor):
-                if name == "all":
-                    self._yes[id(result)] = result
-                if name in {"nonzero", "where"} and len(args) == 1:
-                    self._places[id(result)] = result
-                elif id(first) in self._places and name in _VIEWS:
-                    self._places[id(result)] = result
+        asked = name in {"nonzero", "where"} and len(args) == 1
+        for result in out if isinstance(out, tuple | list) else (out,):
+            if not isinstance(result, Tensor):
+                continue
+            if name in {"all", "_is_all_true"}:
+                self._yes[id(result)] = result
+            elif asked or (id(first) in self._places and name in _VIEWS):
+                self._places[id(result)] = result
 
     def to(self, name: str, args: Sequence[Any]) -> Any:
         """Return the answer to a function of a meta tensor; NotImplemented where none is needed."""
@@ -52,8 +53,8 @@ class Answers:
             return self._fitting(first, args)
         if name == "__getitem__" and _masked(args[1]):
             return first.flatten(0, args[1].dim() - 1)[:1]
-        if name == "__getitem__" and any(map(_single, _parts(args[1]))):
-            return first[tuple(0 if _single(part) else part for part in _parts(args[1]))]
+        if name == "__getitem__" and any(map(_unknown, _parts(args[1]))):
+            return first[tuple(map(_assumed, _parts(args[1])))]
         if name == "where" and len(args) > 1:
             return NotImplemented
         answer = _ANSWERS.get(name)
@@ -78,7 +79,7 @@ class Answers:
         """Split by unknown sizes: all rows are the first group's."""
         axis = args[2] if len(args) > 2 else 0
         sizes = [tensor.shape[axis], *[0] * (len(args[1]) - 1)]
-        return tensor.split(sizes, axis)
+        return torch.split(tensor, sizes, axis)
 
 
 class Answering(TorchFunctionMode):
@@ -97,16 +98,25 @@ class Answering(TorchFunctionMode):
         return out
 
 
-_VIEWS = frozenset("__getitem__ __iter__ unbind squeeze view reshape flatten".split())
+_VIEWS = words("__getitem__ __iter__ unbind squeeze view reshape flatten")
 
 
 def _parts(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
-def _single(part: Any) -> bool:
-    """Tell whether a part of an index is one number that is not there."""
-    return isinstance(part, Tensor) and part.is_meta and not part.dim() and part.dtype != torch.bool
+def _unknown(part: Any) -> bool:
+    """Tell whether a part of an index is one number, or a mask, that is not there."""
+    if not isinstance(part, Tensor) or not part.is_meta:
+        return False
+    return part.dim() == (1 if part.dtype == torch.bool else 0)
+
+
+def _assumed(part: Any) -> Any:
+    """Return the first for a number that is not there, and all for a mask."""
+    if not _unknown(part):
+        return part
+    return slice(None) if part.dtype == torch.bool else 0
 
 
 def _masked(index: Any) -> bool:

@@ -12,26 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = frozenset(
-    "to type type_as float half bfloat16 double cpu cuda contiguous clone detach data dropout alias "
-    "dropout1d dropout2d alpha_dropout identity expand expand_as repeat repeat_interleave broadcast_to "
-    "index_select broadcast_tensors requires_grad_ real positive".split()
+from moe_outliers.recording.tracing.trail import words
+
+KEPT = words(
+    """to type type_as float half bfloat16 double cpu cuda contiguous clone detach data dropout
+    alias expand expand_as repeat repeat_interleave broadcast_to index_select positive
+    requires_grad_"""
 )
 """The axis stays where it is, counted from the end."""
 
-TURNED = frozenset(
-    "t T mT H mH adjoint transpose swapaxes swapdims permute movedim moveaxis".split()
-)
+TURNED = words("t T mT H mH adjoint transpose swapaxes swapdims permute movedim moveaxis")
 """The axes change places."""
 
-SHAPED = frozenset(
-    "view view_as reshape reshape_as _unsafe_view flatten unflatten ravel unsqueeze squeeze chunk "
-    "split split_with_sizes unsafe_split unsafe_chunk tensor_split narrow select unbind "
-    "__iter__ unfold".split()
+SHAPED = words(
+    """view view_as reshape reshape_as flatten unflatten ravel unsqueeze squeeze chunk split narrow
+    split_with_sizes unsafe_split unsafe_chunk tensor_split select unbind __iter__ unfold"""
 )
 """The shape changes; the order of the values in memory does not."""
 
-TAKEN = frozenset(["__getitem__"])
+TAKEN = words("__getitem__")
 """Some are taken by an index."""
 
 MOVES = KEPT | TURNED | SHAPED | TAKEN
@@ -39,8 +38,14 @@ MOVES = KEPT | TURNED | SHAPED | TAKEN
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
-def moved(  # noqa: PLR0911 - one way out for each kind of move
-    name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: Any, out: Tensor, axis: int
+def moved(
+    name: str,
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Any,
+    *,
+    out: Tensor,
+    axis: int,
 ) -> int | None:
     """Find an axis of the first argument in one result of an operation.
 

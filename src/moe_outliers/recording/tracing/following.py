@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from moe_outliers.recording.norms import kind_of
 from moe_outliers.recording.tracing import rules
 from moe_outliers.recording.tracing.answers import Answers
-from moe_outliers.recording.tracing.rules import OUTSIDE, Ledger, Operation
+from moe_outliers.recording.tracing.ledger import OUTSIDE, Ledger, Operation, mixer_of
 from moe_outliers.recording.tracing.trail import Call, Key, Value, joined, tensors_of
 
 _PLAIN_NAMES = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "isub": "sub",
@@ -179,7 +179,7 @@ class Following(TorchFunctionMode):
         if len(inputs) != 1 or inputs[0].shape != output.shape or output is inputs[0]:
             return
         fed, now = self.known(inputs[0]), self.known(output)
-        if fed is None or now is None or not fed.points:
+        if fed is None or now is None or not fed.points or _within_mixer(fed, call):
             return
         kind = self._norm_kind(call.module, output.shape[-1])
         if not kind and _gates(now, fed, call):
@@ -256,7 +256,7 @@ def _anything(value: Value | None) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _name_of(func: Any) -> tuple[str, bool]:
@@ -272,6 +272,17 @@ def _name_of(func: Any) -> tuple[str, bool]:
     if name.endswith("_") and not name.endswith("__"):
         return name[:-1], True
     return name, False
+
+
+def _within_mixer(fed: Value, call: Call) -> bool:
+    """Tell whether a norm is a mixer's own business: of what another norm of the block returned."""
+    return any(
+        point.kind != "stream"
+        and any(frame.begins for frame in point.frames)
+        and point.frames[-1].block == call.block
+        and mixer_of(call.frames, point) is not None
+        for point in fed.points
+    )
 
 
 def _gates(now: Value, fed: Value, call: Call) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from moe_outliers.recording.anatomy import Place, Source
 from moe_outliers.recording.tracing.following import Following
-from moe_outliers.recording.tracing.rules import OUTSIDE, mixer_of
+from moe_outliers.recording.tracing.ledger import OUTSIDE, mixer_of
 from moe_outliers.recording.tracing.trail import Call, Key, Mixing, Point, Read, Value
 
 
@@ -80,7 +80,7 @@ def _group(read: Read) -> Group | None:
     point = next((point for point in value.points if value.holds(point)), None)
     if point is None:
         point = max(value.points, key=lambda point: point.number)
-    mixer = mixer_of(read, point)
+    mixer = mixer_of(read.frames, point)
     if mixer is None:
         place = Place(read.frames[-1].path, "input", ())
         return Group(read.block, point, _source(value, point), None, place, value)

@@ -15,20 +15,22 @@ from moe_outliers.recording.anatomy import (
     Site,
     SiteKind,
 )
+from moe_outliers.recording.exceptions import WINDOWED
 from moe_outliers.recording.tracing.axes import MOVES
+from moe_outliers.recording.tracing.contractions import MATRICES
 from moe_outliers.recording.tracing.following import Following
 from moe_outliers.recording.tracing.groups import Group, groups_of
+from moe_outliers.recording.tracing.ledger import OUTSIDE
 from moe_outliers.recording.tracing.routes import (
     Decision,
     decisions_of,
     readers_of,
     routing_of,
 )
-from moe_outliers.recording.tracing.rules import MATRICES, OUTSIDE
 from moe_outliers.recording.tracing.trail import SAME, Call, Key, Value
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A model cannot be measured; the message says why."""
 
 
@@ -41,24 +43,24 @@ def anatomy_of(model: Any, run: Following, output: Any) -> Anatomy:
         output: of the model.
 
     Raises:
-        Refused: if the model cannot be measured.
+        RefusedError: if the model cannot be measured.
     """
     _refuse(run)
     unsure: list[str] = []
     groups = groups_of(run, unsure.append)
     for group in groups:
         if group.mixing and not group.adds:
-            raise Refused(
+            raise RefusedError(
                 f"{group.path} reads the residual stream and sees other positions, but what it "
                 "makes was not seen to be added to the stream"
             )
     decisions = decisions_of(run, groups)
     sites = _sites(model, run, groups, decisions, unsure)
     if not sites:
-        raise Refused("nothing was seen to read the residual stream and to add to it")
+        raise RefusedError("nothing was seen to read the residual stream and to add to it")
     widths = {group.entry.shape[-1] for group in groups if group.adds}
     if len(widths) > 1:
-        raise Refused(f"its sites have several widths: {sorted(widths)}")
+        raise RefusedError(f"its sites have several widths: {sorted(widths)}")
     head = _head(model, run, output)
     return Anatomy(
         model_type=model.config.model_type,
@@ -78,16 +80,16 @@ def _refuse(run: Following) -> None:
     seen: set[str] = set()
     for call, (key, _) in zip(run.blocks, run.entries, strict=True):
         if call.path in seen:
-            raise Refused(f"{call.path} runs more than once in a forward pass")
+            raise RefusedError(f"{call.path} runs more than once in a forward pass")
         seen.add(call.path)
         if not key:
-            raise Refused(f"{call.path} is called without the residual stream")
+            raise RefusedError(f"{call.path} is called without the residual stream")
         if _left(call) is None:
-            raise Refused(f"{call.path} returns nothing of the residual stream")
+            raise RefusedError(f"{call.path} returns nothing of the residual stream")
     for addition in run.ledger.additions:
         if addition.block == OUTSIDE:
             path = addition.frames[-1].path
-            raise Refused(f"{path} adds to the residual stream outside of the blocks")
+            raise RefusedError(f"{path} adds to the residual stream outside of the blocks")
 
 
 def _left(call: Call) -> tuple[Key, Value] | None:
@@ -103,11 +105,11 @@ def _common(blocks: Sequence[Call]) -> int:
     return sum(all(frame in call.frames for call in blocks) for frame in first)
 
 
-# -- sites -------------------------------------------------------------------------------------------
+# -- sites ----------------------------------------------------------------------------------------
 
 
 def _sites(
-    model: nn.Module,
+    model: Any,
     run: Following,
     groups: Sequence[Group],
     decisions: Sequence[Decision],
@@ -131,7 +133,7 @@ def _sites(
 
 
 def _site(
-    model: nn.Module,
+    model: Any,
     run: Following,
     kind: SiteKind,
     groups: Sequence[Group],
@@ -147,21 +149,25 @@ def _site(
         source=first.source,
         norm=norm.path if norm else "",
         norm_reads=Place(norm.path, "input", next(iter(norm.inputs))) if norm else None,
-        mixers=tuple(_mixer(run, one, decisions) for one in groups),
+        mixers=tuple(_mixer(model, run, one, decisions) for one in groups),
         readers=tuple({reader.parameter: reader for reader in readers}.values()),
-        unknown=tuple(dict.fromkeys(_unknown(run, groups))),
+        unknown=tuple(dict.fromkeys(_unknown(run, groups) + _idle(model, groups, decisions))),
         scaled=normed and any(group.entry.factor != SAME for group in groups),
     )
 
 
-def _mixer(run: Following, group: Group, decisions: Sequence[Decision]) -> Mixer:
+def _mixer(model: Any, run: Following, group: Group, decisions: Sequence[Decision]) -> Mixer:
     residual = None
     for addition in run.ledger.additions:
         if group.mixer is not None and group.mixer in addition.frames:
             for key, value in group.mixer.inputs.items():
                 if value.root == addition.onto and residual is None:
                     residual = Place(group.path, "input", key)
-    return Mixer(group.path, _kind(group, decisions), group.enters, residual)
+    kind = _kind(group, decisions)
+    windowed = WINDOWED.get(model.config.model_type)
+    if windowed is not None and kind == "attention" and windowed(model.config, group.block):
+        kind = "sliding_attention"
+    return Mixer(group.path, kind, group.enters, residual)
 
 
 def _kind(group: Group, decisions: Sequence[Decision]) -> MixerKind:
@@ -194,7 +200,17 @@ def _unknown(run: Following, groups: Sequence[Group]) -> list[str]:
     return found
 
 
-# -- blocks ------------------------------------------------------------------------------------------
+def _idle(model: nn.Module, groups: Sequence[Group], decisions: Sequence[Decision]) -> list[str]:
+    """Say where experts may be picked that have no parameters: what they make is not known."""
+    routings = [routing_of(one, model) for one in decisions if one.group in groups]
+    return [
+        f"{one.mixture}: {one.choices - one.count} of {one.choices} choices have no parameters"
+        for one in routings
+        if one.choices > one.count
+    ]
+
+
+# -- blocks ---------------------------------------------------------------------------------------
 
 
 def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> tuple[Block, ...]:
@@ -202,8 +218,7 @@ def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> t
     blocks: list[Block] = []
     for number, call in enumerate(run.blocks):
         key, entry = run.entries[number]
-        left = _left(call)
-        assert left is not None, "refused before"
+        left = _left(call) or ((), entry)  # never: a block without is refused before
         mine = [site for site in sites if site.block == number]
         beside = [group for group in groups if group.block == number and not group.adds]
         largest = run.largest.get(number, [0, 0])
@@ -232,11 +247,11 @@ def _look(call: Call, sites: Sequence[Site]) -> Any:
     """Describe a block without its number: equal for blocks that are built alike."""
     inside = len(call.path)
     parameters = tuple((n, tuple(p.shape), p.dtype) for n, p in call.module.named_parameters())
-    return parameters, tuple(
-        (site.kind, site.source, site.norm[inside:], site.scaled)
-        + tuple((mixer.module[inside:], mixer.kind) for mixer in site.mixers)
-        for site in sites
-    )
+    looks = []
+    for site in sites:
+        mixers = tuple((mixer.module[inside:], mixer.kind) for mixer in site.mixers)
+        looks.append((site.kind, site.source, site.norm[inside:], site.scaled, mixers))
+    return parameters, tuple(looks)
 
 
 def _between(run: Following, number: int) -> tuple[str, ...]:
@@ -269,18 +284,18 @@ def _additive(run: Following, number: int, entry: Value, left: Value) -> str:
     return ""
 
 
-# -- what comes after --------------------------------------------------------------------------------
+# -- what comes after -----------------------------------------------------------------------------
 
 
 def _head(model: nn.Module, run: Following, output: Any) -> dict[str, Any]:
     """Find the last norm, the head, and what else happens to the logits."""
     logits = run.known(output["logits"]) if "logits" in output else None
     if logits is None:
-        raise Refused("it returns no logits that are made of its residual stream")
+        raise RefusedError("it returns no logits that are made of its residual stream")
     trail = list(logits.within())
     linear = next((value for value in trail if value.how in MATRICES), None)
     if linear is None:
-        raise Refused("its logits are made by no linear map")
+        raise RefusedError("its logits are made by no linear map")
     after = [value.how for value in trail[: trail.index(linear)]]
     hidden = linear.parents[0]
     before: list[str] = []

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from moe_outliers.recording.anatomy import Place, Reader, ReaderKind, Routing
+from moe_outliers.recording.anatomy import SCORES, Place, Reader, ReaderKind, Routing
 from moe_outliers.recording.tracing.axes import MOVES
+from moe_outliers.recording.tracing.contractions import MATRICES
 from moe_outliers.recording.tracing.following import Following
 from moe_outliers.recording.tracing.groups import Group
-from moe_outliers.recording.tracing.rules import MATRICES, PRODUCTS
-from moe_outliers.recording.tracing.trail import Call, Pick, Read, Value
+from moe_outliers.recording.tracing.trail import Call, Pick, Read, Value, words
 
 GATHERED = MOVES | {"cat", "stack", "concat", "masked_fill", "where", "clamp", "joined"}
 """What may happen to picked indices while they still say who was picked."""
 
-LEFT_OUT = frozenset("masked_fill where scatter".split())
+LEFT_OUT = words("masked_fill where scatter")
 """How choices are taken out before the largest scores are picked."""
 
 
@@ -40,8 +40,12 @@ class Decision:
 
     @property
     def reads(self) -> frozenset[Read]:
-        """The reads that the choice depends on."""
-        return frozenset[Read]().union(*(p.scores.reads | p.scores.gates for p in self.picks))
+        """The reads that the choice depends on, or the weights of the chosen."""
+        values = [pick.scores for pick in self.picks]
+        if self.experts is not None and self.picked is not None:
+            inputs = self.experts.inputs.values()
+            values += [one for one in inputs if one.shape == self.picked.shape]
+        return frozenset[Read]().union(*(value.reads | value.gates for value in values))
 
 
 def decisions_of(run: Following, groups: Sequence[Group]) -> list[Decision]:
@@ -77,11 +81,12 @@ def _unpicked(group: Group, calls: list[Call]) -> Decision | None:
     for call in calls:
         values = list(call.inputs.values()) if group.holds(call) else []
         picked = [value for value in values if value.integer and len(value.shape) == 2]
-        if len(values) == 3 and len(picked) == 1 and any(value.points for value in values):
-            if sum(value.shape == picked[0].shape for value in values) == 2:
-                decision = Decision([], group, calls, experts=call, picked=picked[0])
-                decision.missing.append("what is picked does not depend on scores")
-                return decision
+        if len(values) != 3 or len(picked) != 1 or not any(value.points for value in values):
+            continue
+        if sum(value.shape == picked[0].shape for value in values) == 2:
+            decision = Decision([], group, calls, experts=call, picked=picked[0])
+            decision.missing.append("what is picked does not depend on scores")
+            return decision
     return None
 
 
@@ -172,19 +177,32 @@ def routing_of(decision: Decision, model: nn.Module) -> Routing:
     )
 
 
-def _place(value: Value | None, decision: Decision) -> Place | None:
-    """Find a module that hands on a tensor: the router, else the first that returns or takes it."""
+def _place(value: Value | None, decision: Decision, size: int = 0) -> Place | None:
+    """Find a module that hands on a tensor: the router, else the innermost that has it.
+
+    Args:
+        value: what is known of the tensor.
+        decision: whose modules are asked.
+        size: of its last axis, if a part of it will do.
+    """
     if value is None:
         return None
+    size = size or value.shape[-1]
+
+    def is_it(other: Value) -> bool:
+        whole = other.root == value.root
+        part = other.how in MOVES and any(one.root == value.root for one in other.parents)
+        return (whole or part) and other.shape[-1] == size
+
     first = [] if decision.router is None else [decision.router]
     inner = sorted(decision.calls, key=lambda call: -len(call.frames))
     for call in [*first, *inner]:
         for key, other in call.outputs.items():
-            if other.root == value.root and other.shape[-1] == value.shape[-1]:
+            if is_it(other):
                 return Place(call.path, "output", key)
     for call in inner:
         for key, other in call.inputs.items():
-            if other.root == value.root and other.shape[-1] == value.shape[-1]:
+            if is_it(other):
                 return Place(call.path, "input", key)
     return None
 
@@ -237,21 +255,24 @@ def _scores(decision: Decision) -> tuple[tuple[str, ...] | None, bool, Place | N
         trail.append((len(steps), value))
         if value.how in MATRICES:
             break
-        parents = [one for one in value.parents if one.reads and one.shape[-1] == value.shape[-1]]
+        parents = [
+            one
+            for one in value.parents
+            if one.reads and (one.shape[-1] == value.shape[-1] or value.how in MOVES)
+        ]
         others = [one for one in value.parents if one not in parents]
         if value.how in LEFT_OUT and parents:
             limited = True
         elif value.how == "add" and len(parents) == 1 and others and others[0].parameter:
             steps.append(f"+{others[0].parameter}")
-        elif len(parents) != 1 or value.how in {*LEFT_OUT, "add", "sub"}:
-            if value.how not in MOVES | PRODUCTS or len(parents) != 1:
-                known = False
-                break
-        elif value.how not in MOVES | PRODUCTS:
+        elif len(parents) == 1 and value.how in SCORES:
             steps.append(value.how)
+        elif len(parents) != 1 or value.how not in MOVES:
+            known = False
+            break
         value = parents[0]
     for number, candidate in reversed(trail):
-        place = _place(candidate, decision)
+        place = _place(candidate, decision, decision.picks[0].scores.shape[-1])
         if place is not None:
             return (tuple(reversed(steps[:number])) if known else None), limited, place
     return (tuple(reversed(steps)) if known else None), limited, None
