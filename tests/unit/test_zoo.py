@@ -4,6 +4,7 @@ Each check changes numbers and looks at what else changes; none asks the code th
 """
 
 import re
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -124,13 +125,21 @@ def output_of(model, path):
     return kept["y"].clone()
 
 
+def entering(anatomy, mixer):
+    """Return all places where sites enter a mixer: queries may come another way than keys."""
+    mixers = [other for site in anatomy.sites for other in site.mixers]
+    return {other.enters for other in mixers if other.module == mixer.module}
+
+
 def check_t2(model, anatomy):
     """What the first position brings changes later outputs iff the site is called attn_in."""
     for block in range(len(anatomy.blocks)):
         for site in anatomy.sites_of(block):
             for mixer in site.mixers:
                 before = output_of(model, mixer.module)
-                with changed(model, mixer.enters, poke):
+                with ExitStack() as stack:
+                    for place in entering(anatomy, mixer):
+                        stack.enter_context(changed(model, place, poke))
                     after = output_of(model, mixer.module)
                 moved = (after - before).reshape(zoo.TOKENS, -1).abs().amax(1)
                 sees = moved > 1e-6 * before.abs().max()
@@ -223,7 +232,7 @@ def check_readers(model, anatomy):
 
     With any reader left as it is, the logits change.
     """
-    exponents = torch.randint(-2, 3, (anatomy.width,), generator=torch.Generator().manual_seed(2))
+    exponents = torch.randint(-4, 5, (anatomy.width,), generator=torch.Generator().manual_seed(2))
     powers = 2.0**exponents
     logits = zoo.run(model)
     with rescaled(model, anatomy, powers):
@@ -307,11 +316,50 @@ def check_routing(model, anatomy):
 
 
 CHECKS = (check_t1, check_t2, check_t3, check_readers, check_norms, check_routing)
+SLOW = [name for name in [*zoo.TYPES, *zoo.VARIANTS] if name not in zoo.FAST]
 
 
-@pytest.mark.parametrize("kind", zoo.TYPES)
-def test_zoo(kind):
-    model = zoo.build(kind)
+def check_all(name):
+    model = zoo.build(name)
     anatomy = observe(model)
     for check in CHECKS:
         check(model, anatomy)
+
+
+@pytest.mark.parametrize("name", zoo.FAST)
+def test_one_of_each_kind_is_what_is_observed(name):
+    check_all(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_every_type_is_what_is_observed(name):
+    check_all(name)
+
+
+def test_every_type_that_transformers_ships_is_in_the_zoo():
+    lists = [zoo.TYPES, zoo.LARGE, zoo.REFUSED, zoo.LEFT_OUT]
+    known = Counter(name for names in lists for name in names)
+    missing = sorted(set(zoo.types()) - set(known))
+    assert not missing, f"add to tests/zoo.py: {', '.join(missing)}"
+    assert not [name for name, times in known.items() if times > 1]
+    assert not set(known) - set(zoo.types()), "transformers ships these no longer"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(zoo.LARGE))
+def test_types_without_a_tiny_configuration_are_observed_at_full_size(name):
+    model = zoo.outline(name)
+    anatomy = observe(model)
+    text = model.config.get_text_config(decoder=True)
+    assert not anatomy.unsure
+    assert anatomy.width == text.hidden_size
+    assert len(anatomy.blocks) == getattr(text, "decoder_layers", text.num_hidden_layers)
+    assert {site.block for site in anatomy.sites} == set(range(len(anatomy.blocks)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.REFUSED)
+def test_what_cannot_be_measured_is_refused_with_the_reason(name):
+    with pytest.raises(ValueError, match=re.escape(zoo.REFUSED[name])):
+        observe(zoo.outline(name))

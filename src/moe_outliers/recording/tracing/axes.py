@@ -24,11 +24,14 @@ KEPT = words(
 TURNED = words("t T mT H mH adjoint transpose swapaxes swapdims permute movedim moveaxis")
 """The axes change places."""
 
-SHAPED = words(
-    """view view_as reshape reshape_as flatten unflatten ravel unsqueeze squeeze chunk split narrow
-    split_with_sizes unsafe_split unsafe_chunk tensor_split select unbind __iter__ unfold"""
+RESHAPED = words("view view_as reshape reshape_as flatten unflatten ravel")
+"""The same values in another shape; their order in memory does not change."""
+
+SHAPED = RESHAPED | words(
+    """unsqueeze squeeze chunk split split_with_sizes unsafe_split unsafe_chunk tensor_split narrow
+    select unbind __iter__ unfold"""
 )
-"""The shape changes; the order of the values in memory does not."""
+"""Another shape, or a part; the order in memory does not change."""
 
 TAKEN = words("__getitem__")
 """Some are taken by an index."""
@@ -125,6 +128,21 @@ def _whole(part: slice, size: int) -> bool:
         return part.indices(size) == (0, size, 1)
     except TypeError:  # its ends are tensors
         return False
+
+
+def scrambled(name: str, before: Sequence[int], after: Sequence[int], tokens: int) -> bool:
+    """Tell whether a new shape puts values of one position in the place of another's.
+
+    Args:
+        name: of the function; one of MOVES.
+        before: the shape.
+        after: the shape that it is given.
+        tokens: number of positions; no other axis has that size.
+    """
+    if name not in RESHAPED or tokens not in before or tokens not in after:
+        return False
+    sizes = (math.prod(shape[list(shape).index(tokens) + 1 :]) for shape in (before, after))
+    return len(set(sizes)) == 2
 
 
 def cut(name: str, args: Sequence[Any], kwargs: Any, tokens: int) -> bool:

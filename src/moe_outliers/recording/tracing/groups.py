@@ -21,6 +21,8 @@ class Group:
         enters: where the tensor enters.
         entry: what is known of the tensor.
         reads: in order.
+        mixing: where one position sees others: within the mixer, whatever enters it where, or
+            behind it if it is but a map.
     """
 
     block: int
@@ -30,6 +32,7 @@ class Group:
     enters: Place
     entry: Value
     reads: list[Read] = field(default_factory=list)
+    mixing: list[Mixing] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -40,14 +43,6 @@ class Group:
     def adds(self) -> bool:
         """Whether anything that it makes is added to the stream."""
         return any(read.adds for read in self.reads)
-
-    @property
-    def mixing(self) -> list[Mixing]:
-        """Where one position sees others: within the mixer, or behind it if it is but a map."""
-        found = [mixing for read in self.reads for mixing in read.mixing]
-        if self.mixer is None or (self.mixer.inner == 0 and len(self.reads) == 1):
-            return found
-        return [mixing for mixing in found if self.mixer in mixing.frames]
 
     def holds(self, call: Call) -> bool:
         """Tell whether a run of a module is the mixer's, or within it."""
@@ -71,7 +66,19 @@ def groups_of(run: Following, tell: Callable[[str], None]) -> list[Group]:
             continue
         key = (group.entry.root, group.mixer.number if group.mixer else read.parameter)
         groups.setdefault(key, group).reads.append(read)
+    for group in groups.values():
+        same = [
+            one for one in groups.values() if one.mixer is not None and one.mixer is group.mixer
+        ]
+        group.mixing = [mixing for one in same or [group] for mixing in _mixing(one)]
     return list(groups.values())
+
+
+def _mixing(group: Group) -> list[Mixing]:
+    found = [mixing for read in group.reads for mixing in read.mixing]
+    if group.mixer is None or (group.mixer.inner == 0 and len(group.reads) == 1):
+        return found
+    return [mixing for mixing in found if group.mixer in mixing.frames]
 
 
 def _group(read: Read) -> Group | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from moe_outliers.recording.tracing.axes import MOVES, cut, moved
+from moe_outliers.recording.tracing.axes import MOVES, cut, moved, scrambled
 from moe_outliers.recording.tracing.contractions import CONVOLUTIONS, MATRICES, contracted
 from moe_outliers.recording.tracing.ledger import (
     Ledger,
@@ -91,7 +91,11 @@ def _shifted(one: Operation, tokens: int) -> bool:
 def _moved(one: Operation, value: Value, ledger: Ledger) -> Value:
     """Follow values that are moved about, and not changed."""
     mixing = value.mixing
-    if one.out.is_floating_point() and cut(one.name, one.args, one.kwargs, ledger.tokens):
+    tokens = ledger.tokens
+    seen = cut(one.name, one.args, one.kwargs, tokens)
+    if one.out.is_floating_point() and (
+        seen or scrambled(one.name, one.args[0].shape, one.shape, tokens)
+    ):
         mixing += noted("linear_attention", one, ledger)
     others = [other for other in one.values if other is not value]
     gates = value.gates.union(*(other.reads | other.gates for other in others))
@@ -174,10 +178,13 @@ def _sum(one: Operation, ledger: Ledger) -> Value:
 
 
 def _inside(read: Read, stream: Sequence[Value], frames: tuple[Call, ...]) -> bool:
-    """Tell whether a sum is a mixer's own business: within it, with what it read itself."""
+    """Tell whether a sum is a mixer's own business: within it, with what it read itself.
+
+    It is not, if the mixer was given the stream once more to add to.
+    """
     points = frozenset[Point]().union(*(value.points for value in stream))
     for point in read.value.points & points:
         mixer = mixer_of(read.frames, point)
         if mixer is not None and mixer in frames:
-            return True
+            return sum(value.root == point.root for value in mixer.inputs.values()) < 2
     return False
