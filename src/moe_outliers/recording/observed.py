@@ -120,9 +120,11 @@ def _blocks(twin: nn.Module, ids: Tensor) -> list[nn.Module]:
         ran.add(module)
 
     handles = [module.register_forward_pre_hook(note) for module in twin.modules()]
-    twin(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
+    try:
+        twin(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
     found: list[tuple[int, list[nn.Module]]] = []
     for module in twin.modules():
         entries = [entry for entry in module.children() if entry in ran]

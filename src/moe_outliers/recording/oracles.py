@@ -5,6 +5,7 @@ nothing of who loaded the weights, and nothing of families. A block is then run 
 mixers silent, so that whatever else writes to the residual stream shows.
 """
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -282,8 +283,14 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def _zeros(output: Any) -> Any:
+    """Return what a module returned, with 0 in place of every number that is not whole."""
     if isinstance(output, Tensor):
         return torch.zeros_like(output) if output.is_floating_point() else output
+    if isinstance(output, dict):
+        empty = copy.copy(output)  # of whatever kind: transformers has its own
+        for name, part in output.items():
+            empty[name] = _zeros(part)
+        return empty
     return type(output)(map(_zeros, output)) if isinstance(output, tuple | list) else output
 
 

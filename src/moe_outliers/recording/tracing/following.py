@@ -40,7 +40,7 @@ class Following(TorchFunctionMode):
     def __init__(
         self, model: nn.Module, embedding: nn.Module, blocks: Iterable[nn.Module], tokens: int
     ) -> None:
-        """Attach to a model, for good.
+        """Attach to a model, until the end of the `with` statement that this is used in.
 
         Args:
             model: on the meta device.
@@ -66,9 +66,17 @@ class Following(TorchFunctionMode):
         for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
             axes = tuple(range(tensor.dim()))
             self.tell(tensor, Value(tuple(tensor.shape), parameter=path, axes=axes, constant=True))
+        self._handles: list[Any] = []
         for module, path in paths.items():
-            module.register_forward_pre_hook(self._entering(path), with_kwargs=True)
-            module.register_forward_hook(self._leaving(), with_kwargs=True)
+            self._handles += [
+                module.register_forward_pre_hook(self._entering(path), with_kwargs=True),
+                module.register_forward_hook(self._leaving(), with_kwargs=True),
+            ]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:  # models may share modules: activations, for example
+            handle.remove()
 
     # -- what is known of a tensor ---------------------------------------------------------------
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from moe_outliers.recording.anatomy import Place, Source
 from moe_outliers.recording.tracing.following import Following
 from moe_outliers.recording.tracing.ledger import OUTSIDE, mixer_of
-from moe_outliers.recording.tracing.trail import Call, Key, Mixing, Point, Read, Value
+from moe_outliers.recording.tracing.trail import (
+    TIMES_TOKEN,
+    Call,
+    Key,
+    Mixing,
+    Point,
+    Read,
+    Value,
+)
 
 
 @dataclass(eq=False)
@@ -56,7 +64,7 @@ def groups_of(run: Following, tell: Callable[[str], None]) -> list[Group]:
         run: what was followed.
         tell: takes what is not understood, in words.
     """
-    groups: dict[tuple[int, int | str], Group] = {}
+    groups: dict[tuple[int, Source, int | str], Group] = {}
     for read in run.ledger.reads:
         if read.block == OUTSIDE:
             continue
@@ -64,7 +72,8 @@ def groups_of(run: Following, tell: Callable[[str], None]) -> list[Group]:
         if group is None:
             tell(f"{read.frames[-1].path}: what it reads did not come with the call of its module")
             continue
-        key = (group.entry.root, group.mixer.number if group.mixer else read.parameter)
+        mixer = group.mixer.number if group.mixer else read.parameter
+        key = (group.entry.root, group.source, mixer)
         groups.setdefault(key, group).reads.append(read)
     for group in groups.values():
         same = [
@@ -101,12 +110,20 @@ def _group(read: Read) -> Group | None:
 
 def _entered(mixer: Call, point: Point) -> tuple[Key, Value] | None:
     """Return the input of a module that is a point, or is made of it."""
-    exact = [(key, value) for key, value in mixer.inputs.items() if value.holds(point)]
+    exact = [(key, value) for key, value in mixer.inputs.items() if _is(value, point)]
     made = [(key, value) for key, value in mixer.inputs.items() if point in value.points]
     return next(iter(exact or made), None)
 
 
 def _source(entry: Value, point: Point) -> Source:
-    if not entry.holds(point):
+    if not _is(entry, point):
         return "computed"
     return "stream" if point.kind == "stream" else "norm"
+
+
+def _is(value: Value, point: Point) -> bool:
+    """Tell whether a tensor is a point, times one number at most.
+
+    The stream times a number for each position may be a norm that is written out.
+    """
+    return value.holds(point) and value.factor != TIMES_TOKEN

@@ -1,5 +1,6 @@
 """What a followed run means: the anatomy of the model."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def anatomy_of(model: Any, run: Following, output: Any) -> Anatomy:
     sites = _sites(model, run, groups, decisions, unsure)
     if not sites:
         raise RefusedError("nothing was seen to read the residual stream and to add to it")
+    _refuse_shared(run, sites)
     widths = {group.entry.shape[-1] for group in groups if group.adds}
     if len(widths) > 1:
         raise RefusedError(f"its sites have several widths: {sorted(widths)}")
@@ -92,6 +94,15 @@ def _refuse(run: Following) -> None:
             raise RefusedError(f"{path} adds to the residual stream outside of the blocks")
 
 
+def _refuse_shared(run: Following, sites: Sequence[Site]) -> None:
+    """Refuse a model with a norm or mixer that several blocks run: hooks could not tell which."""
+    times = Counter(call.path for call in run.calls)
+    for site in sites:
+        for path in (site.norm, *(mixer.module for mixer in site.mixers)):
+            if path and times[path] > 1 and path != run.blocks[site.block].path:
+                raise RefusedError(f"{path} runs {times[path]} times in a forward pass")
+
+
 def _left(call: Call) -> tuple[Key, Value] | None:
     """Return the residual stream among what a block returns."""
     found = [(key, value) for key, value in call.outputs.items() if value.points]
@@ -115,14 +126,15 @@ def _sites(
     decisions: Sequence[Decision],
     unsure: list[str],
 ) -> list[Site]:
-    together: dict[tuple[int, int, SiteKind], list[Group]] = {}
+    together: dict[Any, list[Group]] = {}
     for group in groups:
         if group.adds:
             kind: SiteKind = "attn_in" if group.mixing else "mlp_in"
-            together.setdefault((group.block, group.entry.root, kind), []).append(group)
+            same = (group.block, group.entry.root, group.source, kind)
+            together.setdefault(same, []).append(group)
     ordered = sorted(together.items(), key=lambda one: one[1][0].reads[0].number)
     sites = []
-    for (_, _, kind), several in ordered:
+    for (_, _, _, kind), several in ordered:
         site = _site(model, run, kind, several, decisions)
         sites.append(site)
         if site.source != "norm" and any(group.mixer is None for group in several):
