@@ -18,7 +18,6 @@ from moe_outliers.recording import exceptions
 from moe_outliers.recording.anatomy import Place
 from moe_outliers.recording.observed import observe
 from moe_outliers.recording.oracles import NotAsObservedError, Oracles
-from moe_outliers.recording.tracing import meaning
 
 
 def house(trick=""):
@@ -202,8 +201,7 @@ def test_windows_that_are_holes_in_a_buffer_need_the_exception(monkeypatch):
     model = zoo.outline("gpt_neo")
     kinds = [site.mixer for site in observe(model).sites if site.kind == "attn_in"]
     assert kinds == ["attention", "sliding_attention"] * 2
-    monkeypatch.setattr(exceptions, "WINDOWED", {})
-    monkeypatch.setattr(meaning, "WINDOWED", {})
+    monkeypatch.delitem(exceptions.WINDOWED, "gpt_neo")
     assert {s.mixer for s in observe(model).sites if s.kind == "attn_in"} == {"attention"}
 
 

@@ -23,7 +23,7 @@ class Place(NamedTuple):
         module: path of the module; empty for the model itself.
         side: whether it is among what the module is called with, or what it returns.
         key: positions and keywords on the way to it, from the outside in; empty if what the module
-            returns is the tensor itself.
+            returns is the tensor itself, or if it is no argument, but made in the module's code.
     """
 
     module: str
@@ -37,16 +37,15 @@ class Place(NamedTuple):
             LookupError: if it is not there; the message names the place.
         """
         thing: Any = output
-        key = self.key
         if self.side == "input":
-            thing = kwargs if isinstance(key[0], str) else args
+            thing = kwargs if any(isinstance(part, str) for part in self.key[:1]) else args
         try:
-            for part in key:
+            for part in self.key:
                 thing = thing[part]
         except (KeyError, IndexError, TypeError):
             thing = None
         if not isinstance(thing, Tensor):
-            raise LookupError(f"no tensor at {self.side} {key} of {self.module}")
+            raise LookupError(f"no tensor at {self.side} {self.key} of {self.module}")
         return thing
 
 
@@ -55,7 +54,7 @@ class Mixer:
     """A module that reads a site, and adds what it makes of it to the residual stream.
 
     Attributes:
-        module: its path.
+        module: its path; that of the block, if the block's own code does it.
         kind: what it is.
         enters: the argument in which it receives the site's tensor.
         residual: the argument in which it receives the residual stream, if it adds to it itself.

@@ -96,7 +96,7 @@ class _Watch:
         self._inputs: dict[str, tuple[Any, Any]] = {}
         self._outputs: dict[str, Any] = {}
         self._entered = torch.empty(0)
-        paths = {mixer.module for site in self._sites for mixer in site.mixers}
+        paths = {mixer.module for site in self._sites for mixer in site.mixers if mixer.enters.key}
         paths |= {site.norm for site in self._sites if _within(site.norm, self.block)}
         for routing in self._routings:
             paths |= {p.module for p in (routing.logits, routing.weights, routing.picked) if p}
@@ -172,9 +172,12 @@ class _Watch:
     def _check_site(self, site: Site) -> None:
         """Check that the mixers receive the site's tensor, and that its norm is one."""
         own = bool(site.norm) and _within(site.norm, self.block)
-        first = Place(site.norm, "output", ()) if own else site.mixers[0].enters
+        mixers = [mixer for mixer in site.mixers if mixer.enters.key]
+        if not own and not mixers:
+            return
+        first = Place(site.norm, "output", ()) if own else mixers[0].enters
         x = self._seen(first)
-        for mixer in site.mixers:
+        for mixer in mixers:
             received = self._seen(mixer.enters)
             if received.shape[-1] != self._width:
                 raise self.violation(mixer.module, f"receives {tuple(received.shape)}")
@@ -266,9 +269,10 @@ class _Watch:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors hold the same numbers, to the last bit."""
+    """Tell whether two tensors hold the same numbers, to the last bit of the second's type."""
     if a.numel() != b.numel():
         return False
+    a = a.to(b.dtype)
     if (
         a.data_ptr() == b.data_ptr()
         and a.dtype == b.dtype

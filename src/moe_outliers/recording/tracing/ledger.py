@@ -28,7 +28,7 @@ class Ledger:
     Attributes:
         tokens: number of positions; no axis of a parameter has that size.
         reads, picks, additions: in order.
-        loose: what a norm returned, where it became part of the stream as it was, and how.
+        loose: what a norm returned, where it was used without a linear map, and by what.
         frames: the runs of modules that have begun and not ended.
         block: number of the decoder block that runs, or OUTSIDE.
     """

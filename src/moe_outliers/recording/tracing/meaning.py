@@ -6,29 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from moe_outliers.recording.anatomy import (
-    Anatomy,
-    Argument,
-    Block,
-    Mixer,
-    MixerKind,
-    Place,
-    Site,
-    SiteKind,
-)
-from moe_outliers.recording.exceptions import WINDOWED
+from moe_outliers.recording.anatomy import Anatomy, Argument, Block, Place, Site
 from moe_outliers.recording.tracing.axes import MOVES
 from moe_outliers.recording.tracing.contractions import MATRICES
 from moe_outliers.recording.tracing.following import Following
 from moe_outliers.recording.tracing.groups import Group, groups_of
 from moe_outliers.recording.tracing.ledger import OUTSIDE
-from moe_outliers.recording.tracing.routes import (
-    Decision,
-    decisions_of,
-    readers_of,
-    routing_of,
-)
-from moe_outliers.recording.tracing.trail import SAME, Call, Key, Value
+from moe_outliers.recording.tracing.routes import decisions_of
+from moe_outliers.recording.tracing.sites import Sites
+from moe_outliers.recording.tracing.trail import Call, Key, Value
 
 
 class RefusedError(Exception):
@@ -50,30 +36,22 @@ def anatomy_of(model: Any, run: Following, output: Any) -> Anatomy:
     unsure: list[str] = []
     groups = groups_of(run, unsure.append)
     for group in groups:
-        if group.mixing and not group.adds:
-            raise RefusedError(
-                f"{group.path} reads the residual stream and sees other positions, but what it "
-                "makes was not seen to be added to the stream"
-            )
-    decisions = decisions_of(run, groups)
-    sites = _sites(model, run, groups, decisions, unsure)
-    if not sites:
-        raise RefusedError("nothing was seen to read the residual stream and to add to it")
-    _refuse_shared(run, sites)
-    widths = {group.entry.shape[-1] for group in groups if group.adds}
-    if len(widths) > 1:
-        raise RefusedError(f"its sites have several widths: {sorted(widths)}")
-    head = _head(model, run, output)
+        if group.source == "stream" and group.point.root not in _stream(run, group.block):
+            group.source = "computed"  # part of the stream, and something added to it
+    decisions = decisions_of(model, run, groups)
+    making = Sites(model, run, decisions)
+    sites = making.of(groups)
+    _refuse_reads(run, groups, sites)
     return Anatomy(
         model_type=model.config.model_type,
-        width=widths.pop(),
+        width=next(group.entry.shape[-1] for group in groups if group.adds),
         body=run.blocks[0].frames[_common(run.blocks) - 1].path,
         embedding=run.embedding,
         blocks=_blocks(run, groups, sites),
         sites=tuple(sites),
-        routings=tuple(routing_of(decision, model) for decision in decisions),
-        unsure=tuple(unsure),
-        **head,
+        routings=tuple(decision.routing for decision in decisions),
+        unsure=(*unsure, *making.unsure),
+        **_head(model, run, output),
     )
 
 
@@ -94,12 +72,23 @@ def _refuse(run: Following) -> None:
             raise RefusedError(f"{path} adds to the residual stream outside of the blocks")
 
 
-def _refuse_shared(run: Following, sites: Sequence[Site]) -> None:
-    """Refuse a model with a norm or mixer that several blocks run: hooks could not tell which."""
+def _refuse_reads(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> None:
+    """Refuse a model whose mixers were not understood, or that hooks could not tell apart."""
+    for group in groups:
+        if group.mixing and not group.adds:
+            raise RefusedError(
+                f"{group.path} reads the residual stream and sees other positions, but what it "
+                "makes was not seen to be added to the stream"
+            )
+    widths = {group.entry.shape[-1] for group in groups if group.adds}
+    if not widths:
+        raise RefusedError("nothing was seen to read the residual stream and to add to it")
+    if len(widths) > 1:
+        raise RefusedError(f"its sites have several widths: {sorted(widths)}")
     times = Counter(call.path for call in run.calls)
     for site in sites:
         for path in (site.norm, *(mixer.module for mixer in site.mixers)):
-            if path and times[path] > 1 and path != run.blocks[site.block].path:
+            if times[path] > 1:
                 raise RefusedError(f"{path} runs {times[path]} times in a forward pass")
 
 
@@ -116,113 +105,20 @@ def _common(blocks: Sequence[Call]) -> int:
     return sum(all(frame in call.frames for call in blocks) for frame in first)
 
 
-# -- sites ----------------------------------------------------------------------------------------
+def _stream(run: Following, number: int) -> set[int]:
+    """Return the roots of all that the residual stream is on its way through a block."""
+    left = _left(run.blocks[number])
+    waiting = [run.entries[number][1]] + ([left[1]] if left else [])
+    roots: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if value.points and value.root not in roots:
+            roots.add(value.root)
+            waiting.extend(value.parents)
+    return roots
 
 
-def _sites(
-    model: Any,
-    run: Following,
-    groups: Sequence[Group],
-    decisions: Sequence[Decision],
-    unsure: list[str],
-) -> list[Site]:
-    together: dict[Any, list[Group]] = {}
-    for group in groups:
-        if group.adds:
-            kind: SiteKind = "attn_in" if group.mixing else "mlp_in"
-            same = (group.block, group.entry.root, group.source, kind)
-            together.setdefault(same, []).append(group)
-    ordered = sorted(together.items(), key=lambda one: one[1][0].reads[0].number)
-    sites = []
-    for (_, _, _, kind), several in ordered:
-        site = _site(model, run, kind, several, decisions)
-        sites.append(site)
-        if site.source != "norm" and any(group.mixer is None for group in several):
-            unsure.append(f"{site.name}: the code of {several[0].path} reads it, and no module")
-        if site.source == "computed":
-            unsure.append(f"{site.name}: enters {several[0].path}, but no norm module wrote it")
-    return sites
-
-
-def _site(
-    model: Any,
-    run: Following,
-    kind: SiteKind,
-    groups: Sequence[Group],
-    decisions: Sequence[Decision],
-) -> Site:
-    first = groups[0]
-    normed = first.source == "norm"
-    norm = first.point.frames[-1] if normed else None
-    readers = [reader for group in groups for reader in readers_of(group, decisions, model)]
-    return Site(
-        block=first.block,
-        kind=kind,
-        source=first.source,
-        norm=norm.path if norm else "",
-        norm_reads=Place(norm.path, "input", next(iter(norm.inputs))) if norm else None,
-        mixers=tuple(_mixer(model, run, one, decisions) for one in groups),
-        readers=tuple({reader.parameter: reader for reader in readers}.values()),
-        unknown=tuple(dict.fromkeys(_unknown(run, groups) + _idle(model, groups, decisions))),
-        scaled=normed and any(group.entry.factor != SAME for group in groups),
-    )
-
-
-def _mixer(model: Any, run: Following, group: Group, decisions: Sequence[Decision]) -> Mixer:
-    residual = None
-    for addition in run.ledger.additions:
-        if group.mixer is not None and group.mixer in addition.frames:
-            for key, value in group.mixer.inputs.items():
-                if value.root == addition.onto and residual is None:
-                    residual = Place(group.path, "input", key)
-    kind = _kind(group, decisions)
-    windowed = WINDOWED.get(model.config.model_type)
-    if windowed is not None and kind == "attention" and windowed(model.config, group.block):
-        kind = "sliding_attention"
-    return Mixer(group.path, kind, group.enters, residual)
-
-
-def _kind(group: Group, decisions: Sequence[Decision]) -> MixerKind:
-    attention = [mixing for mixing in group.mixing if mixing.kind == "attention"]
-    if attention:
-        windowed = all(mixing.windowed for mixing in attention)
-        return "sliding_attention" if windowed else "attention"
-    if group.mixing:
-        return "linear_attention"
-    return "moe" if any(decision.group is group for decision in decisions) else "mlp"
-
-
-def _unknown(run: Following, groups: Sequence[Group]) -> list[str]:
-    """Say what reads a site and is no linear map of it."""
-    found = []
-    for group in groups:
-        for read in group.reads:
-            if read.value.root != group.entry.root:
-                found.append(f"{read.frames[-1].path}: {read.value.how} before the linear map")
-            elif not read.parameter:
-                found.append(f"{read.frames[-1].path}: not a parameter as it is stored")
-    point = groups[0].point
-    if groups[0].source == "norm":
-        found += [f"{addition.frames[-1].path}: added to the residual stream"
-                  for addition in run.ledger.additions if addition.onto == point.root]  # fmt: skip
-        if point in run.ledger.loose:
-            found.append(f"{run.ledger.loose[point]} with the residual stream")
-        if point.kind == "gated":
-            found.append(f"{point.frames[-1].path}: its gain depends on the token")
-    return found
-
-
-def _idle(model: nn.Module, groups: Sequence[Group], decisions: Sequence[Decision]) -> list[str]:
-    """Say where experts may be picked that have no parameters: what they make is not known."""
-    routings = [routing_of(one, model) for one in decisions if one.group in groups]
-    return [
-        f"{one.mixture}: {one.choices - one.count} of {one.choices} choices have no parameters"
-        for one in routings
-        if one.choices > one.count
-    ]
-
-
-# -- blocks ---------------------------------------------------------------------------------------
+# -- blocks --------------------------------------------------------------------------------------
 
 
 def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> tuple[Block, ...]:
@@ -246,7 +142,7 @@ def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> t
                     if place != key
                 ),
                 between=_between(run, number),
-                additive=_additive(run, number, entry, left[1]),
+                additive=_additive(run, number, groups),
                 beside=tuple(dict.fromkeys(group.path for group in beside)),
                 position_values=largest[0],
                 pair_values=largest[1],
@@ -282,10 +178,14 @@ def _between(run: Following, number: int) -> tuple[str, ...]:
     return tuple(name for name in found if name not in MOVES) or ("moved",)
 
 
-def _additive(run: Following, number: int, entry: Value, left: Value) -> str:
+def _additive(run: Following, number: int, groups: Sequence[Group]) -> str:
     """Say why a block is not its input plus what its mixers make; empty if it is."""
+    for group in groups:
+        if group.block == number and group.adds and group.mixer is None:
+            return f"{group.path} has a mixer in its own code"
     made = {addition.result: addition for addition in run.ledger.additions}
-    value = left
+    entry, left = run.entries[number][1], _left(run.blocks[number])
+    value = entry if left is None else left[1]
     while value.root != entry.root:
         addition = made.get(value.root)
         if addition is None:

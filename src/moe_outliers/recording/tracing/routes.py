@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 
@@ -24,12 +25,14 @@ class Decision:
     """One choice of experts, while it is put together.
 
     Attributes:
+        model: that ran.
         picks: the operations whose result names the experts, in order.
         group: the reads of the mixture of experts.
         calls: the runs of modules within the block.
         missing: what could not be found.
     """
 
+    model: nn.Module
     picks: list[Pick]
     group: Group
     calls: list[Call]
@@ -37,6 +40,11 @@ class Decision:
     router: Call | None = None
     picked: Value | None = None
     missing: list[str] = field(default_factory=list)
+
+    @cached_property
+    def routing(self) -> Routing:
+        """What is told of it."""
+        return _routing(self)
 
     @property
     def reads(self) -> frozenset[Read]:
@@ -48,10 +56,11 @@ class Decision:
         return frozenset[Read]().union(*(value.reads | value.gates for value in values))
 
 
-def decisions_of(run: Following, groups: Sequence[Group]) -> list[Decision]:
+def decisions_of(model: nn.Module, run: Following, groups: Sequence[Group]) -> list[Decision]:
     """Find where experts are chosen: where the largest of some scores are picked in an MLP.
 
     Args:
+        model: that ran.
         run: what was followed.
         groups: all reads, put together.
     """
@@ -64,19 +73,19 @@ def decisions_of(run: Following, groups: Sequence[Group]) -> list[Decision]:
         decisions = []
         for holder in [*mixtures, None]:
             mine = [pick for pick in picks if _holder(pick, here) is holder]
-            if mine and (decision := _decision(mine, holder, mixtures, calls)) is not None:
+            if mine and (decision := _decision(model, mine, holder, mixtures, calls)) is not None:
                 decisions.append(decision)
         told = {decision.group for decision in decisions}
         decisions += [
             decision
             for group in mixtures
-            if group.adds and group not in told and (decision := _unpicked(group, calls))
+            if group.adds and group not in told and (decision := _unpicked(model, group, calls))
         ]
         found += decisions
     return found
 
 
-def _unpicked(group: Group, calls: list[Call]) -> Decision | None:
+def _unpicked(model: nn.Module, group: Group, calls: list[Call]) -> Decision | None:
     """Find experts that are told picks which no scores were sorted for: by the token's id."""
     for call in calls:
         values = list(call.inputs.values()) if group.holds(call) else []
@@ -84,7 +93,7 @@ def _unpicked(group: Group, calls: list[Call]) -> Decision | None:
         if len(values) != 3 or len(picked) != 1 or not any(value.points for value in values):
             continue
         if sum(value.shape == picked[0].shape for value in values) == 2:
-            decision = Decision([], group, calls, experts=call, picked=picked[0])
+            decision = Decision(model, [], group, calls, experts=call, picked=picked[0])
             decision.missing.append("what is picked does not depend on scores")
             return decision
     return None
@@ -95,7 +104,11 @@ def _holder(pick: Pick, groups: Iterable[Group]) -> Group | None:
 
 
 def _decision(
-    picks: list[Pick], holder: Group | None, mixtures: Sequence[Group], calls: list[Call]
+    model: nn.Module,
+    picks: list[Pick],
+    holder: Group | None,
+    mixtures: Sequence[Group],
+    calls: list[Call],
 ) -> Decision | None:
     """Find who is told the picks, and which of them count: not those of groups of experts."""
     within = {call for pick in picks for call in pick.frames}
@@ -104,12 +117,12 @@ def _decision(
             named = [pick for pick in picks if _names(value, pick)]
             group = next((one for one in mixtures if one.adds and one.holds(call)), None)
             if named and group is not None:
-                decision = Decision(named, group, calls, experts=call, picked=value)
+                decision = Decision(model, named, group, calls, experts=call, picked=value)
                 decision.router = _router(decision)
                 return decision
     if holder is None or not holder.adds:
         return None
-    decision = Decision(picks[-1:], holder, calls)
+    decision = Decision(model, picks[-1:], holder, calls)
     decision.router = _router(decision)
     decision.missing.append("no module is told which experts were picked")
     return decision
@@ -139,13 +152,8 @@ def _router(decision: Decision) -> Call | None:
     return None
 
 
-def routing_of(decision: Decision, model: nn.Module) -> Routing:
-    """Describe a choice of experts.
-
-    Args:
-        decision: the choice.
-        model: that ran.
-    """
+def _routing(decision: Decision) -> Routing:
+    """Describe a choice of experts."""
     router, experts, missing = decision.router, decision.experts, decision.missing
     picked = _place(decision.picked, decision)
     shape = decision.picked.shape if decision.picked else decision.picks[0].picked.shape
@@ -153,7 +161,7 @@ def routing_of(decision: Decision, model: nn.Module) -> Routing:
     weights = _weights(decision, shape)
     sorted_by, limited, logits = _scores(decision)
     called = _called(decision, weights)
-    count = _count(decision, model)
+    count = _count(decision)
     for thing, place in (("logits", logits), ("weights", weights), ("picks", picked)):
         if place is None:
             missing.append(f"no module hands on the {thing}")
@@ -278,8 +286,9 @@ def _scores(decision: Decision) -> tuple[tuple[str, ...] | None, bool, Place | N
     return (tuple(reversed(steps)) if known else None), limited, None
 
 
-def _count(decision: Decision, model: nn.Module) -> int:
+def _count(decision: Decision) -> int:
     """Count the experts that have parameters: what zero experts lack, others share an axis of."""
+    model = decision.model
     routed = [one for one in readers_of(decision.group, [decision], model) if one.kind == "routed"]
     if not routed:
         return 0
@@ -288,7 +297,7 @@ def _count(decision: Decision, model: nn.Module) -> int:
         holder = model.get_submodule(stacked[0].parameter.rpartition(".")[0])
         sizes = [len(weight) for weight in holder.parameters(recurse=False) if weight.dim() == 3]
         return min(sizes)
-    listed = _siblings(routed[0].parameter, decision.group.path, model)
+    listed = _listed(routed[0].parameter, decision.group.path, model)
     return len(listed) or (decision.picks[0].scores.shape[-1] if decision.picks else 0)
 
 
@@ -301,36 +310,34 @@ def readers_of(group: Group, decisions: Sequence[Decision], model: nn.Module) ->
         model: that ran.
     """
     mixtures = [one for one in decisions if one.group is group]
+    experts = [one.experts for one in mixtures if one.experts is not None]
     routers = frozenset[Read]().union(*(one.reads for one in decisions))
+    ran = {call.path for one in mixtures for call in one.calls}
     found: dict[str, Reader] = {}
     for read in group.reads:
         if not read.parameter or read.value.root != group.entry.root:
             continue
         kind: ReaderKind = "shared" if mixtures else "mixer"
-        experts = [one.experts for one in mixtures if one.experts is not None]
+        listed = _listed(read.parameter, group.path, model) if mixtures else {}
         if read in routers:
-            kind = "router"
-        elif any(call in read.frames for call in experts) or (
-            mixtures and model.get_parameter(read.parameter).dim() == 3
+            kind, listed = "router", {}
+        elif (
+            any(call in read.frames for call in experts)
+            or (mixtures and model.get_parameter(read.parameter).dim() == 3)
+            or not ran.issuperset(listed)  # without numbers, a loop over experts visits some
         ):
             kind = "routed"
-        paths = _siblings(read.parameter, group.path, model) if kind == "routed" else ()
-        for path in paths or (read.parameter,):
+        for path in listed.values() if kind == "routed" and listed else [read.parameter]:
             found.setdefault(path, Reader(path, read.axis, kind))
     return list(found.values())
 
 
-def _siblings(path: str, mixture: str, model: nn.Module) -> list[str]:
-    """Return the same parameter of every entry of the list of modules, within a mixture.
-
-    Without numbers, a loop over experts visits one of them.
-    """
+def _listed(path: str, mixture: str, model: nn.Module) -> dict[str, str]:
+    """Return the same parameter of every entry of a list of modules within a mixture, by entry."""
     parts, above = path.split("."), len(mixture.split("."))
     for at in range(above, len(parts)):
         holder = model.get_submodule(".".join(parts[:at]))
         if isinstance(holder, nn.ModuleList):
-            return [
-                ".".join([*parts[:at], str(number), *parts[at + 1 :]])
-                for number in range(len(holder))
-            ]
-    return []
+            paths = (".".join([*parts[:at], str(number)]) for number in range(len(holder)))
+            return {entry: ".".join([entry, *parts[at + 1 :]]) for entry in paths}
+    return {}

@@ -53,19 +53,27 @@ def made(one: Operation, ledger: Ledger) -> Value | None:  # noqa: PLR0911 - one
         return None
     first = one.known(one.args[0]) if one.args else None
     if one.name in MOVES and first is not None:
-        return _moved(one, first, ledger)
+        return _kept(_moved(one, first, ledger), one, ledger)
     if one.name == "embedding":
         return _looked_up(one)
     if one.name in MATRICES or one.name in CONVOLUTIONS or one.name == "einsum":
         return contracted(one, ledger)
     if one.name in PRODUCTS and len(one.args) > 1:
-        return _product(one, ledger)
+        return _kept(_product(one, ledger), one, ledger)
     if one.name in SUMS:
         return _sum(one, ledger)
     value = combined(one, ledger, _mixing(one, ledger))
     picked = one.name in PICKS and not one.out.is_floating_point()
     if picked and first is not None and first.reads and not first.integer:
         ledger.picks.append(Pick(first, value, ledger.frames, ledger.block))
+    return value
+
+
+def _kept(value: Value, one: Operation, ledger: Ledger) -> Value:
+    """Note what a norm returned, where it only chose or weighed something else."""
+    for part in one.values if not one.name.endswith("_as") else ():
+        for point in part.points - value.points:
+            ledger.loose[point] = one.name
     return value
 
 
@@ -97,7 +105,7 @@ def _moved(one: Operation, value: Value, ledger: Ledger) -> Value:
         seen or scrambled(one.name, one.args[0].shape, one.shape, tokens)
     ):
         mixing += noted("linear_attention", one, ledger)
-    others = [other for other in one.values if other is not value]
+    others = [other for other in one.values if other is not value and one.name[-3:] != "_as"]
     gates = value.gates.union(*(other.reads | other.gates for other in others))
     axis, axes = 0, [-1] * one.out.dim()
     for number, of in enumerate(value.axes):
@@ -134,7 +142,7 @@ def _product(one: Operation, ledger: Ledger) -> Value:
             continue
         single = not isinstance(factor, Tensor) or factor.numel() == 1
         flat = isinstance(factor, Tensor) and _flat(factor, main, one)
-        if not single and not flat:
+        if not single and (not flat or main.parameter):
             continue
         gates = main.gates if other is None else main.gates | other.reads | other.gates
         if main.points or main.reads or main.parameter:
