@@ -4,6 +4,7 @@ Types come from transformers' own tables. Each is here with what its tiny config
 the sizes that all share, or in LEFT_OUT with the reason; a test names those that are in neither.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -441,6 +442,12 @@ LEFT_OUT = {
     "reformer": "its default configuration is no decoder",
 }
 """Types of which no model can be made, with the reason."""
+
+
+def here(names: Iterable[str]) -> list[str]:
+    """Return those of TYPES and VARIANTS, or other types, that the installed transformers has."""
+    known = set(types())
+    return [name for name in names if VARIANTS.get(name, (name,))[0] in known]
 
 
 def types() -> list[str]:

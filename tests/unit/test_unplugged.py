@@ -120,6 +120,38 @@ class Looped(Block):
         super().__init__(Loop())
 
 
+class Sorted(nn.Module):
+    """Experts in one tensor, each of which is given a part of the sorted tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, 8, bias=False)
+        self.up = nn.Parameter(torch.randn(8, WIDTH, 32) / 8)
+        self.down = nn.Parameter(torch.randn(8, 32, WIDTH) / 6)
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)
+        weights, picked = self.gate(rows).topk(2, -1)
+        order = picked.flatten().argsort(stable=True)
+        given = rows[order // 2]
+        ends = torch.bincount(picked.flatten(), minlength=8).cumsum(0)
+        made, start = torch.zeros_like(given), torch.zeros_like(ends[0])
+        for expert in range(8):
+            made[start : ends[expert]] = (
+                torch.relu(given[start : ends[expert]] @ self.up[expert]) @ self.down[expert]
+            )
+            start = ends[expert]
+        weighed = made * weights.flatten()[order, None]
+        return torch.zeros_like(rows).index_add(0, order // 2, weighed).view_as(x)
+
+
+class Dispatched(Block):
+    """Has a mixture of experts that sorts its tokens."""
+
+    def __init__(self):
+        super().__init__(Sorted())
+
+
 class InPlace(Block):
     """Multiplies what a norm returned by a number, in place."""
 
@@ -279,7 +311,18 @@ def model_of(block):
     return zoo.shaken(type("Model", (Model,), {"kind": block})(PlainConfig()).eval())
 
 
-RIGHT = (Block, Containers, Parallel, Shifted, Looped, InPlace, PairOfState, Flat, NoNorm)
+RIGHT = (
+    Block,
+    Containers,
+    Parallel,
+    Shifted,
+    Looped,
+    Dispatched,
+    InPlace,
+    PairOfState,
+    Flat,
+    NoNorm,
+)
 
 
 @pytest.mark.parametrize("block", RIGHT)

@@ -44,21 +44,20 @@ class Answers:
             elif asked or (id(first) in self._places and name in _VIEWS):
                 self._places[id(result)] = result
 
-    def to(self, name: str, args: Sequence[Any]) -> Any:
+    def to(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Return the answer to a function of a meta tensor; NotImplemented where none is needed."""
         first = args[0] if args else None
         if not isinstance(first, Tensor) or not first.is_meta:
             return NotImplemented
         if name in {"split", "split_with_sizes"} and isinstance(args[1], Sizes):
             return self._fitting(first, args)
-        if name == "__getitem__" and _masked(args[1]):
-            return first.flatten(0, args[1].dim() - 1)[:1]
-        if name == "__getitem__" and any(map(_unknown, _parts(args[1]))):
-            return first[tuple(map(_assumed, _parts(args[1])))]
-        if name == "where" and len(args) > 1:
+        if name in {"__getitem__", "__setitem__"}:
+            return _indexed(name, first, args)
+        if name == "bincount":
+            return torch.zeros(kwargs.get("minlength", 1), dtype=torch.long, device="meta")
+        if name not in _ANSWERS or (name == "where" and len(args) > 1):
             return NotImplemented
-        answer = _ANSWERS.get(name)
-        return NotImplemented if answer is None else answer(self, first)
+        return _ANSWERS[name](self, first)
 
     def _truth(self, tensor: Tensor) -> bool:
         return id(tensor) in self._yes
@@ -91,9 +90,10 @@ class Answering(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        out = self._answers.to(name, args)
+        kwargs = kwargs or {}
+        out = self._answers.to(name, args, kwargs)
         if out is NotImplemented:
-            out = func(*args, **(kwargs or {}))
+            out = func(*args, **kwargs)
         self._answers.noted(name, args, out)
         return out
 
@@ -101,22 +101,35 @@ class Answering(TorchFunctionMode):
 _VIEWS = words("__getitem__ __iter__ unbind squeeze view reshape flatten")
 
 
+def _indexed(name: str, tensor: Tensor, args: Sequence[Any]) -> Any:
+    """Take or write what an index says that is not there; NotImplemented if it is there."""
+    index = args[1]
+    if name == "__getitem__" and _masked(index):
+        return tensor.flatten(0, index.dim() - 1)[:1]
+    if not any(map(_unknown, _parts(index))):
+        return NotImplemented
+    return getattr(tensor, name)(tuple(map(_assumed, _parts(index))), *args[2:])
+
+
 def _parts(index: Any) -> tuple[Any, ...]:
     return index if isinstance(index, tuple) else (index,)
 
 
 def _unknown(part: Any) -> bool:
-    """Tell whether a part of an index is one number, or a mask, that is not there."""
+    """Tell whether a part of an index is one number, a mask, or a slice, that is not there."""
+    if isinstance(part, slice):
+        return isinstance(part.start, Tensor) or isinstance(part.stop, Tensor)
     if not isinstance(part, Tensor) or not part.is_meta:
         return False
     return part.dim() == (1 if part.dtype == torch.bool else 0)
 
 
 def _assumed(part: Any) -> Any:
-    """Return the first for a number that is not there, and all for a mask."""
+    """Return the first for a number that is not there, and all for a mask or a slice."""
     if not _unknown(part):
         return part
-    return slice(None) if part.dtype == torch.bool else 0
+    whole = isinstance(part, slice) or part.dtype == torch.bool
+    return slice(None) if whole else 0
 
 
 def _masked(index: Any) -> bool:

@@ -219,7 +219,7 @@ class Following(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, in_place = _name_of(func)
-        out = self._answers.to(name, args)
+        out = self._answers.to(name, args, kwargs)
         if out is NotImplemented:
             out = func(*args, **kwargs)
         self._answers.noted(name, args, out)
