@@ -205,7 +205,10 @@ TYPES: dict[str, dict[str, Any]] = {
     "hyperclovax_vision_v2": {},
     "idefics2": {},
     "idefics3": {},
-    "inkling2_text": {"layer_types": ["hybrid_sliding", "hybrid"] * 2},
+    "inkling2_text": {
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+        "n_layers_per_attn_res_block": 2,
+    },
     "inkling_text": {"layer_types": ["hybrid_sliding", "hybrid"] * 2},
     "internlm3": {},
     "internvl": {},

@@ -205,6 +205,36 @@ def test_windows_that_are_holes_in_a_buffer_need_the_exception(monkeypatch):
     assert {s.mixer for s in observe(model).sites if s.kind == "attn_in"} == {"attention"}
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("llama", (), ()),
+        ("minicpm3", ("mul",), ()),
+        ("cohere", (), ("mul",)),
+        ("gemma2", (), ("div", "tanh", "mul")),
+        ("modernbert-decoder", ("linear", "gelu", "layer_norm"), ()),
+    ],
+)
+def test_what_happens_to_the_logits_is_known(name, before, after):
+    anatomy = observe(zoo.outline(name))
+    assert (anatomy.before_head, anatomy.after_head) == (before, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "source"),
+    [
+        ("glm_moe_dsa", "prev_topk_indices", Place("model.layers.2", "output", (1,))),
+        ("zaya", 1, Place("model.layers.2", "output", (1,))),
+        ("inkling2_text", 1, None),  # made of what several blocks returned
+    ],
+)
+def test_what_blocks_hand_on_beside_the_stream_is_known(name, key, source):
+    anatomy = observe(zoo.outline(name))
+    late = [argument for argument in anatomy.blocks[3].arguments if argument.since >= 0]
+    assert [(argument.key, argument.source) for argument in late] == [((key,), source)]
+    assert not any(argument.since >= 0 for argument in anatomy.blocks[0].arguments)
+
+
 # -- the oracles ----------------------------------------------------------------------------------
 
 

@@ -194,10 +194,12 @@ class Argument:
     Attributes:
         key: its place in the call.
         since: the last block on which it depends; -1 if it is known before the first.
+        source: where a block before returned it; None if none did.
     """
 
     key: tuple[int | str, ...]
     since: int
+    source: Place | None
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,8 @@ class Following(TorchFunctionMode):
         given = [tensor for _, tensor in [*tensors_of(args), *tensors_of(kwargs)]]
         values = [value for tensor in given if (value := self.known(tensor)) is not None]
         for result in results if values else ():
+            if not in_place and any(result is tensor for tensor in given):
+                continue  # nothing was to be done
             one = Operation(name, func, args, kwargs, result, values, self.known)
             if (value := rules.made(one, self.ledger)) is not None:
                 value.depth = max([self.ledger.block, *(part.depth for part in values)])

@@ -14,7 +14,7 @@ from moe_outliers.recording.tracing.groups import Group, groups_of
 from moe_outliers.recording.tracing.ledger import OUTSIDE
 from moe_outliers.recording.tracing.routes import decisions_of
 from moe_outliers.recording.tracing.sites import Sites
-from moe_outliers.recording.tracing.trail import Call, Key, Value
+from moe_outliers.recording.tracing.trail import SAME, Call, Key, Value
 
 
 class RefusedError(Exception):
@@ -137,7 +137,7 @@ def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> t
                 enters=Place(call.path, "input", key),
                 leaves=Place(call.path, "output", left[0]),
                 arguments=tuple(
-                    Argument(place, value.depth)
+                    Argument(place, value.depth, _returned(run, number, value))
                     for place, value in call.inputs.items()
                     if place != key
                 ),
@@ -162,20 +162,30 @@ def _look(call: Call, sites: Sequence[Site]) -> Any:
     return parameters, tuple(looks)
 
 
+def _returned(run: Following, number: int, value: Value) -> Place | None:
+    """Find the block before a block that returned what it is called with."""
+    for call in reversed(run.blocks[:number]):
+        for key, other in call.outputs.items():
+            if other.root == value.root:
+                return Place(call.path, "output", key)
+    return None
+
+
 def _between(run: Following, number: int) -> tuple[str, ...]:
     """Name what happens to the stream between the block before and this one."""
     if number == 0:
         return ()
     left = _left(run.blocks[number - 1])
     entry = run.entries[number][1]
-    if left is None or entry.root == left[1].root:
+    if left is None:
         return ()
     found = []
     for value in entry.within():
         if value.root == left[1].root or value.depth < number - 1:
             break
-        found.append(value.how)
-    return tuple(name for name in found if name not in MOVES) or ("moved",)
+        if value is not entry or entry.how != "stream":  # a new name for the same tensor
+            found.append(value.how)
+    return tuple(found)
 
 
 def _additive(run: Following, number: int, groups: Sequence[Group]) -> str:
@@ -215,6 +225,7 @@ def _head(model: nn.Module, run: Following, output: Any) -> dict[str, Any]:
     for value in hidden.within():
         point = next((point for point in value.points if value.root == point.root), None)
         if point is not None:
+            before += ["mul"] if value.factor != SAME else []
             norm = point.frames[-1].path if point.kind != "stream" else ""
             break
         if not value.constant:
