@@ -274,6 +274,24 @@ class Twice(Block):
         return h + self.mlp(self.b(h))
 
 
+@torch.library.custom_op("plain::halved", mutates_args=())
+def halved(x: torch.Tensor) -> torch.Tensor:
+    return x / 2
+
+
+@halved.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Opaque(Block):
+    """Has an operation in its MLP that nobody can look into."""
+
+    def forward(self, h):
+        h = h + self.attention(self.a(h))
+        return h + halved(self.mlp(self.b(h)))
+
+
 class PlainConfig(PretrainedConfig):
     model_type = "plain"
 
@@ -391,6 +409,7 @@ def test_a_stream_that_is_multiplied_is_said():
     [
         (Doubled, "its sites have several widths: [64, 128]"),
         (Halved, "its sites have several widths: [32, 64]"),
+        (Opaque, "blocks.0.mlp reads the residual stream, but what it makes was not seen to reach"),
         (Twice, "blocks.0.b runs 2 times in a forward pass"),
     ],
 )

@@ -175,6 +175,8 @@ class Following(TorchFunctionMode):
             if value is not None and value.reads and value.shape == shape:
                 for read in value.reads:
                     read.adds = True
+                for read in value.gates:
+                    read.steers = True
                 depth = len(self.blocks) - 1
                 self.tell(
                     tensor,

@@ -103,7 +103,9 @@ def combined(one: Operation, ledger: Ledger, mixing: tuple[Mixing, ...] = ()) ->
         ledger.loose.update(
             (point, one.name) for point in points if point.kind != "stream" and len(values) > 1
         )
-        reads, gates = frozenset(), frozenset()  # they steer the stream, and are part of it now
+        for read in reads | gates:
+            read.steers = True
+        reads, gates = frozenset(), frozenset()  # they are part of the stream now
         mixing = ()
     return Value(
         one.shape,

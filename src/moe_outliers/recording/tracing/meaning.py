@@ -80,6 +80,11 @@ def _refuse_reads(run: Following, groups: Sequence[Group], sites: Sequence[Site]
                 f"{group.path} reads the residual stream and sees other positions, but what it "
                 "makes was not seen to be added to the stream"
             )
+        if not any(read.adds or read.steers for read in group.reads):
+            raise RefusedError(
+                f"{group.path} reads the residual stream, but what it makes was not seen to reach "
+                "the stream again"
+            )
     widths = {group.entry.shape[-1] for group in groups if group.adds}
     if not widths:
         raise RefusedError("nothing was seen to read the residual stream and to add to it")

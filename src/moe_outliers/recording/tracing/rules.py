@@ -173,6 +173,8 @@ def _sum(one: Operation, ledger: Ledger) -> Value:
         return combined(one, ledger)
     for read in reads:
         read.adds = True
+    for read in frozenset[Read]().union(*(value.gates for value in branches)):
+        read.steers = True
     for point in frozenset[Point]().union(*(value.points for value in branches)):
         ledger.loose[point] = one.name
     main = next((value for value in stream if value.exact), stream[0])

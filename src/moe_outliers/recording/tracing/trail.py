@@ -92,6 +92,7 @@ class Read:
         frames: the runs of modules within which it happened.
         block: number of the decoder block.
         adds: whether the outcome is added to the stream.
+        steers: whether the outcome only multiplies the stream, or something that is added to it.
         mixing: where the outcome, or what it received, saw other positions.
     """
 
@@ -101,6 +102,7 @@ class Read:
     frames: tuple[Call, ...]
     block: int
     adds: bool = False
+    steers: bool = False
     mixing: list[Mixing] = field(default_factory=list)
     number: int = field(default_factory=lambda: next(_serial))
 
