@@ -428,6 +428,27 @@ REFUSED = {
 }
 """Types that are refused, and what the refusal says."""
 
+_NO_NORM = "but no norm module wrote it"
+_UNTOLD = "no module is told which experts were picked"
+UNMEASURED = {
+    "axk2": "its gain depends on the token",
+    "deepseek_v4": "what is picked does not depend on scores",
+    "gemma3n_text": _NO_NORM,
+    "inkling2_text": "its logits are made of what model.layers.0 returns",
+    **dict.fromkeys(("jetmoe", "llama4", "llama4_text"), _UNTOLD),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _NO_NORM),
+}
+"""Types of which a part would be measured wrong, or not at all: what both engines say."""
+
+_CONVERSION = "which this engine does not know: run with --set-resources"
+_MISFIT = "the checkpoint does not fit its config.json"
+HELD_ALONE = {
+    **dict.fromkeys(("bailing_hybrid", "kimi_linear", "olmo_hybrid"), _CONVERSION),
+    **dict.fromkeys(("minimax_m3_vl", "qwen3_vl_moe"), _CONVERSION),
+    **dict.fromkeys(("gpt-sw3", "gpt2", "kimi_k25"), _MISFIT),
+}
+"""Types that are not streamed yet, for the conversion of their weights: what that engine says."""
+
 LEFT_OUT = {
     "chameleon": "its default configuration lacks a map of image tokens",
     "deepseek_ocr2": "its default configuration makes no model",

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -21,6 +21,7 @@ from moe_outliers.engine import engine
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
 from moe_outliers.recording import choose
+from moe_outliers.recording.anatomy import Anatomy
 from moe_outliers.recording.recorder import Recorder
 from moe_outliers.stats import Array
 from moe_outliers.storage import files, parquet, receipts, statistics_file
@@ -87,6 +88,7 @@ def extract(task: Task, progress: Progress) -> None:
     ) as running:
         _refuse_beyond_context(running.model.config, ids.shape[1])
         recorder = Recorder(running.model, ids, delimiter, task.alphas)
+        _refuse_other_sites(recorder.anatomy)
         done = running.run(recorder, rows, micro_batch=task.micro_batch, progress=progress)
         failed = _write_finished(wanted, done, recorder, _Writer(task, running, recorder))
         recorder.close()
@@ -136,12 +138,24 @@ def _wanted(task: Task, ids_sha256: list[str], progress: Progress) -> list[Pair]
 
 def _refuse_beyond_context(config: Any, tokens: int) -> None:
     """Refuse sequences that are longer than the model's context."""
-    if tokens > config.max_position_embeddings:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
         raise ValueError(
-            f"sequences of {tokens} tokens, but the model's context is "
-            f"{config.max_position_embeddings} (max_position_embeddings in its config.json): "
-            "lower `data.tokens`, or leave the model out"
+            f"sequences of {tokens} tokens, but the model's context is {longest} "
+            "(max_position_embeddings in its config.json): lower `data.tokens`, or leave the model "
+            "out"
         )
+
+
+def _refuse_other_sites(anatomy: Anatomy) -> None:
+    """Refuse a model whose blocks have other sites than the metrics are defined for."""
+    for block in range(len(anatomy.blocks)):
+        kinds = [site.kind for site in anatomy.sites_of(block)]
+        if kinds != list(statistics_file.KINDS):
+            raise ValueError(
+                f"block {block} of {anatomy.model_type} has the sites {', '.join(kinds)}; metrics "
+                "are defined for blocks that have an attn_in and then a mlp_in: leave the model out"
+            )
 
 
 def _write_finished(
@@ -188,7 +202,7 @@ class _Writer:
         coordinates = statistics_file.coordinates(
             sequences=expected.sequences,
             alphas=self.task.alphas,
-            sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
+            sites=[(site.block, site.kind, site.feeds) for site in recorder.sites],
             moe_blocks=recorder.moe_blocks,
         )
         reach(Failpoint.BEFORE_STATISTICS)
@@ -227,9 +241,9 @@ def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
     """Describe how the numbers were computed: the statistics file's global attributes."""
     config: Any = model.config
     here = environment(task.device)
-    mixers = {getattr(layer, "linear_attn", None) for layer in model.model.layers} - {None}
     kernels = {
-        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0] for mixer in mixers
+        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0]
+        for mixer in _mixers(model, recorder, "linear_attention")
     }
     linear = {"transformers": "torch"}
     return {
@@ -239,15 +253,27 @@ def _attributes(task: Task, model: Any, recorder: Recorder) -> dict[str, Any]:
         "weights_dtype": str(model.dtype).removeprefix("torch."),
         "norm_dtype": " ".join(sorted(recorder.norm_dtypes)),
         "attention": config._attn_implementation,
-        "linear_attention": " ".join(sorted(linear.get(k, k) for k in kernels)) or "none",
+        "linear_attention": _joined(linear.get(kernel, kernel) for kernel in kernels),
         "experts": config._experts_implementation or "eager",
-        "router_scores": recorder.family.scores,
+        "router_scores": _joined(routing.sorts for routing in recorder.anatomy.routings),
         "micro_batch": task.micro_batch,
         "torch": here["torch"],
         "transformers": here["transformers"],
         "cuda": here["cuda"],
         "device": torch.cuda.get_device_name() if task.device == "cuda" else "cpu",
     }
+
+
+def _mixers(model: Any, recorder: Recorder, kind: str) -> Iterator[Any]:
+    """Yield the modules of a kind that read a site."""
+    for site in recorder.sites:
+        for mixer in site.mixers:
+            if mixer.kind == kind:
+                yield model.get_submodule(mixer.module)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " ".join(sorted(set(names))) or "none"
 
 
 def _pod(seconds: float) -> dict[str, Any] | None:

@@ -14,10 +14,10 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 from unplugged import HouseConfig, HouseForCausalLM
 
-from moe_outliers.recording import exceptions
 from moe_outliers.recording.anatomy import Place
 from moe_outliers.recording.observed import observe
 from moe_outliers.recording.oracles import NotAsObservedError, Oracles
+from moe_outliers.recording.tracing import exceptions
 
 
 def house(trick=""):

@@ -9,8 +9,11 @@ import transformers
 
 from moe_outliers.checkpoint.config import quantisation, read_config
 from moe_outliers.checkpoint.headers import read_index
-from moe_outliers.engine import attention
+from moe_outliers.engine import attention, ends
+from moe_outliers.engine.meta_model import auto_class
 from moe_outliers.progress import Progress
+from moe_outliers.recording.hooks import NOBODY
+from moe_outliers.recording.oracles import Oracles
 from moe_outliers.recording.recorder import Recorder
 
 DEQUANTISED = {
@@ -18,6 +21,9 @@ DEQUANTISED = {
     "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
 }
 """How transformers is told to compute with dequantised weights, by the method in config.json."""
+
+ALIGNMENT = 64
+"""Bytes: torch allocates tensors of the CPU at multiples."""
 
 
 def load(folder: Path, *, device: str, dtype: str) -> Any:
@@ -33,11 +39,12 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             transformers would fill those at random.
     """
     config = read_config(folder / "config.json")
+    made_by = auto_class(config["model_type"], folder / "config.json")
     read_index(folder)
     arguments: dict[str, Any] = {}
     if method := quantisation(config, folder):
         arguments["quantization_config"] = DEQUANTISED[method]()
-    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    model, loading = made_by.from_pretrained(
         folder,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attention.implementation(config["model_type"], device),
@@ -61,7 +68,20 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
                 f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
                 f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
             )
+    if device == "cpu":
+        _align(model)
     return model.eval()
+
+
+def _align(model: Any) -> None:
+    """Move parameters to addresses that torch itself would have chosen.
+
+    Those of a checkpoint lie wherever its file has them, and on the CPU the last bits of a matrix
+    product may depend on that.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def run(
@@ -84,15 +104,24 @@ def run(
 
     Yields:
         Each wanted row, as soon as the recorder holds all of it.
+
+    Raises:
+        NotAsObservedError: if the model does something else than was observed of it.
     """
     device = model.get_input_embeddings().weight.device
     groups = sorted({row // micro_batch for row in wanted})
-    for number, group in enumerate(groups):
-        rows = range(group * micro_batch, min((group + 1) * micro_batch, len(recorder.ids)))
-        recorder.sequences = rows
-        ids = torch.from_numpy(recorder.ids[list(rows)].astype("int64")).to(device)
-        with torch.inference_mode():
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            recorder.loss(hidden, model.lm_head)
-        progress(f"{number + 1} of {len(groups)} forward passes")
-        yield from (row for row in rows if row in set(wanted))
+    head, oracles = ends.Head(model, recorder.anatomy), Oracles(model, recorder.anatomy)
+    try:
+        for number, group in enumerate(groups):
+            rows = range(group * micro_batch, min((group + 1) * micro_batch, len(recorder.ids)))
+            ids = torch.from_numpy(recorder.ids[list(rows)].astype("int64")).to(device)
+            with torch.inference_mode():
+                with recorder.passing(rows):
+                    stream = ends.through_blocks(model, recorder.anatomy, ids)
+                with recorder.passing(NOBODY):
+                    recorder.loss(head.hidden(stream, len(rows)), head, rows)
+            oracles.finish()
+            progress(f"{number + 1} of {len(groups)} forward passes")
+            yield from (row for row in rows if row in set(wanted))
+    finally:
+        oracles.close()

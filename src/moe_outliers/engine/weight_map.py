@@ -25,6 +25,8 @@ from transformers.core_model_loading import (
 )
 
 from moe_outliers.checkpoint.headers import DTYPES, Tensor
+from moe_outliers.engine.ends import Users
+from moe_outliers.recording.anatomy import Anatomy
 
 PLAIN = ("BF16", "F16", "F32", "F64")
 """Types of weights that are not quantised."""
@@ -36,7 +38,6 @@ COMPANIONS = {"mxfp4": ("_blocks", "_scales"), "fp8": ("", "_scale_inv")}
 """Endings of the tensors that together hold one quantised weight: its values, and their scales."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_BLOCK = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,16 @@ def tensors_of(group: Group) -> Iterator[tuple[Parameter, Tensor]]:
                 yield parameter, piece.scales
 
 
-def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> list[Group]:
+def groups(
+    model: Any, index: Mapping[str, Tensor], quantised: str | None, anatomy: Anatomy
+) -> list[Group]:
     """Assign the tensors of a checkpoint to the parameters of a model.
 
     Args:
         model: a causal language model of transformers, its parameters on the meta device.
         index: every tensor of the checkpoint by name.
         quantised: how the weights are stored, as `config.quantisation` returns it.
+        anatomy: of the model; what is used nowhere in it is in no group.
 
     Returns:
         The embeddings, each block and the head, in the order of the forward pass.
@@ -146,14 +150,14 @@ def groups(model: Any, index: Mapping[str, Tensor], quantised: str | None) -> li
         if model.config.tie_word_embeddings and tied not in found and origin in found:
             found[tied] = found[origin]
     _refuse_misfits(model, found, expected)
-    made = [Group("embeddings"), *(Group(f"block {n}") for n in range(len(model.model.layers)))]
+    users = Users(model, anatomy)
+    made = [Group("embeddings"), *(Group(f"block {n}") for n in range(len(anatomy.blocks)))]
     made.append(Group("head"))
     for target, sources in found.items():
-        block = _BLOCK.match(target)
-        embeds = target.startswith("model.embed_tokens.")
-        group = made[int(block[1]) + 1] if block else made[0 if embeds else -1]
         converter = by_pattern.get(sources[0][0])
-        group.parameters.append(_parameter(target, expected[target], sources, stored, converter))
+        parameter = _parameter(target, expected[target], sources, stored, converter)
+        for number in users.of(target):
+            made[number].parameters.append(parameter)
     return made
 
 

@@ -3,7 +3,7 @@
 `observed.observe` finds them; everything else reads them here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -98,6 +98,7 @@ class Site:
         readers: the linear maps that read it, in order.
         unknown: what else reads it, in words; empty if the readers are all.
         scaled: whether it is multiplied by a number on its way into some mixer.
+        gated: whether the norm multiplies by something that depends on the token.
     """
 
     block: int
@@ -109,11 +110,18 @@ class Site:
     readers: tuple[Reader, ...]
     unknown: tuple[str, ...]
     scaled: bool
+    gated: bool
 
     @property
     def mixer(self) -> str:
         """The kinds of its mixers, joined by +."""
         return "+".join(sorted({mixer.kind for mixer in self.mixers}))
+
+    @property
+    def feeds(self) -> str:
+        """The kinds of its mixers, joined by +; attention is attention however far it sees."""
+        kinds = {mixer.kind.removeprefix("sliding_") for mixer in self.mixers}
+        return "+".join(sorted(kinds))
 
     @property
     def name(self) -> str:
@@ -159,6 +167,20 @@ class Routing:
     count: int
     missing: tuple[str, ...]
 
+    @property
+    def sorts(self) -> str:
+        """What the router sorts, in short: `logits`, or what they went through."""
+        names = [step for step in self.sorted_by or () if step[0] != "+"]
+        return " ".join(names) or "logits"
+
+    def steps(self, held: Callable[[str], Tensor]) -> tuple[str | Tensor, ...]:
+        """Return `sorted_by` with each parameter itself in place of its path.
+
+        Args:
+            held: returns a parameter or buffer of the model by its path.
+        """
+        return tuple(held(step[1:]) if step[0] == "+" else step for step in self.sorted_by or ())
+
     def scores(self, logits: Tensor, held: Callable[[str], Tensor]) -> Tensor:
         """Return what is sorted to pick experts.
 
@@ -195,11 +217,13 @@ class Argument:
         key: its place in the call.
         since: the last block on which it depends; -1 if it is known before the first.
         source: where a block before returned it; None if none did.
+        fixed: whether it depends on the number of positions alone, not on the text.
     """
 
     key: tuple[int | str, ...]
     since: int
     source: Place | None
+    fixed: bool
 
 
 @dataclass(frozen=True)
@@ -211,6 +235,8 @@ class Block:
         kind: the same number for blocks that are built alike.
         enters: where it receives the residual stream.
         leaves: where it returns the residual stream.
+        gives: what it returns, with ... in place of every tensor.
+        parameters: parameters and buffers that are used while it runs, by their paths.
         arguments: the other tensors that it is called with.
         between: what happens to the stream after the block before and before this one: names of
             functions; empty if the block receives what the block before returned.
@@ -225,6 +251,8 @@ class Block:
     kind: int
     enters: Place
     leaves: Place
+    gives: Any
+    parameters: tuple[str, ...]
     arguments: tuple[Argument, ...]
     between: tuple[str, ...]
     additive: str
@@ -245,7 +273,14 @@ class Anatomy:
         blocks: in order of the forward pass.
         sites: in order of the forward pass.
         routings: the mixtures of experts, in order of the forward pass.
+        before: parameters and buffers that are used before the first block.
+        after: parameters and buffers that are used after the last block.
+        vocabulary: number of logits of a position.
         last_norm: path of the norm behind the last block; empty if there is none.
+        also_read: blocks whose input or output the logits are made of, beside the stream that the
+            last one returns.
+        reads_last: whether that norm, or the head if there is none, reads what the last block
+            returns as it is.
         head: path of the linear map to the logits.
         before_head: functions between the last norm and the head; empty if it reads the norm.
         after_head: functions between the head and the logits; empty if it makes them.
@@ -259,11 +294,43 @@ class Anatomy:
     blocks: tuple[Block, ...]
     sites: tuple[Site, ...]
     routings: tuple[Routing, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    vocabulary: int
     last_norm: str
+    also_read: tuple[str, ...]
+    reads_last: bool
     head: str
     before_head: tuple[str, ...]
     after_head: tuple[str, ...]
     unsure: tuple[str, ...]
+
+    def refuse(self) -> None:
+        """Refuse a model some part of which would be measured wrong, or not at all.
+
+        Raises:
+            ValueError: the message says which part, and why.
+        """
+        for reason in self._reasons():
+            raise ValueError(f"{self.model_type} cannot be measured: {reason}")
+
+    def _reasons(self) -> Iterator[str]:
+        yield from self.unsure
+        if self.also_read:
+            yield f"its logits are made of what {self.also_read[0]} returns, beside the last block"
+        for site in self.sites:
+            if site.gated:
+                yield f"{site.norm}: its gain depends on the token, so that z is not known"
+        blocks = [routing.block for routing in self.routings]
+        for routing in self.routings:
+            if blocks.count(routing.block) > 1:
+                yield f"block {routing.block} has several mixtures of experts"
+            for said in routing.missing:
+                yield f"{routing.mixture}: {said}"
+            if routing.sorted_by is None:
+                yield f"{routing.mixture}: it is not known what is sorted to pick experts"
+            if routing.called is None:
+                yield f"{routing.mixture}: its experts cannot be run one by one"
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         """Return the sites of a block."""

@@ -13,6 +13,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ CLOSE = 1e-4
 
 SMALLEST_EXPONENT = -30
 """Inputs down to 2 to this power are tried: an epsilon under 1e-18 counts as 0."""
+
+
+INFINITE = "makes something infinite of a finite input"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,30 @@ def normalised(h: Tensor, kind: str, eps: float) -> Tensor:
 
 
 @torch.no_grad()
+def gain_and_offset(module: nn.Module, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a norm's gain and offset, each (feature,), float32, without waiting for the device.
+
+    They are those of `probe_norm`, of a module that is known to be a norm with fixed gain.
+
+    Args:
+        module: the norm; its parameters must be there.
+        width: number of features that it reads.
+        device: that holds its parameters.
+    """
+    gain, offset = _measured(_bare(module, _cast(torch.float64)), _signs(width, device))
+    return gain.float(), offset.float()
+
+
+def look_of(module: nn.Module) -> Any:
+    """Describe a norm without the values of its parameters: equal for norms of one kind."""
+    plain = (bool, int, float, str, torch.dtype)
+    settings = {key: held for key, held in vars(module).items() if isinstance(held, plain)}
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors)
+    return type(module), tuple(sorted(settings.items())), shapes, repr(module)
+
+
+@torch.no_grad()
 def probe_norm(module: nn.Module, width: int, dtype: torch.dtype = torch.float32) -> Norm:
     """Find out what a norm does, by what it makes of known inputs.
 
@@ -78,11 +106,10 @@ def probe_norm(module: nn.Module, width: int, dtype: torch.dtype = torch.float32
         raise ValueError(f"reads an odd number of features ({width})")
     bare = _bare(module, _cast(torch.float64))
     device = next(iter([*module.parameters(), *module.buffers()]), torch.empty(0)).device
-    signs = torch.ones(width, dtype=torch.float64, device=device)
-    signs[1::2] = -1.0  # mean 0, mean square 1: z is the input itself, for both kinds
-    offset = _called(bare, torch.zeros_like(signs))
-    plus, minus = _called(bare, LARGE * signs), _called(bare, -LARGE * signs)
-    gain = (plus if not offset.any() else (plus - minus) / 2) * signs
+    signs = _signs(width, device)
+    gain, offset = _measured(bare, signs)
+    if not (gain.isfinite().all() and offset.isfinite().all()):
+        raise ValueError(INFINITE)
     kind = _kind(bare, gain, offset)
     if kind == "gated":
         return Norm(kind, None, None, float("nan"))
@@ -144,18 +171,37 @@ def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return cast
 
 
+def _signs(width: int, device: torch.device) -> Tensor:
+    """Return an input of mean 0 and mean square 1: z is the input itself, for both kinds."""
+    signs = torch.ones(width, dtype=torch.float64, device=device)
+    signs[1::2] = -1.0
+    return signs
+
+
+def _measured(bare: nn.Module, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return gain and offset, float64, by what a norm makes of 0 and of large inputs."""
+    inputs = torch.stack([torch.zeros_like(signs), LARGE * signs, -LARGE * signs])
+    offset, plus, minus = _ran(bare, inputs)
+    return torch.where(offset.any(), (plus - minus) / 2, plus) * signs, offset
+
+
 def _called(module: nn.Module, h: Tensor) -> Tensor:
     """Return what a module makes of one or several rows of features, in float64."""
+    x = _ran(module, h)
+    if not x.isfinite().all():
+        raise ValueError(INFINITE)
+    return x
+
+
+def _ran(module: nn.Module, h: Tensor) -> Tensor:
+    """As `_called`, whatever comes out."""
     try:
         x = module(h.reshape(1, -1, h.shape[-1]))
     except Exception as error:  # whatever a module raises that is no norm
         raise ValueError(f"does not run on one tensor alone: {error}") from error
     if not isinstance(x, Tensor) or x.numel() != h.numel() or not x.is_floating_point():
         raise ValueError("does not return one tensor of the shape that it reads")
-    x = x.reshape(h.shape).double()
-    if not x.isfinite().all():
-        raise ValueError("makes something infinite of a finite input")
-    return x
+    return x.reshape(h.shape).double()
 
 
 def _trials(like: Tensor) -> Tensor:

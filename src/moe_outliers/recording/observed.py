@@ -31,8 +31,13 @@ LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 """What holds the decoder blocks of a model."""
 
 
+_known: dict[tuple[type, str], Anatomy] = {}
+
+
 def observe(model: Any) -> Anatomy:
     """Find out what a decoder consists of, in a few seconds and without its weights.
+
+    What is asked a second time of the same class and configuration is known.
 
     Args:
         model: a causal language model of transformers; only its class and its configuration are
@@ -44,12 +49,14 @@ def observe(model: Any) -> Anatomy:
     Raises:
         ValueError: if it is no decoder that can be measured; the message says why.
     """
-    where = f"{model.config.model_type} ({type(model).__name__})"
-    try:
-        twin, following, output = _followed(model)
-        return anatomy_of(twin, following, output)
-    except RefusedError as reason:
-        raise ValueError(f"{where} cannot be measured: {reason}") from None
+    key = type(model), model.config.to_json_string(use_diff=False)
+    if key not in _known:
+        try:
+            _known[key] = anatomy_of(*_followed(model))
+        except RefusedError as reason:
+            where = f"{model.config.model_type} ({type(model).__name__})"
+            raise ValueError(f"{where} cannot be measured: {reason}") from None
+    return _known[key]
 
 
 def _followed(model: Any) -> tuple[Any, Following, Any]:
@@ -65,7 +72,7 @@ def _followed(model: Any) -> tuple[Any, Following, Any]:
         with torch.no_grad(), torch.device("meta"):
             with _own_masks(None), Answering(tokens):
                 blocks = _blocks(twin, ids)
-            following = Following(twin, _embedding(twin), blocks, tokens)
+            following = Following(twin, _embedding(twin), blocks, ids)
             with _own_masks(following.tell), following:
                 return twin, following, twin(input_ids=ids, use_cache=False)
     except RefusedError:

@@ -146,14 +146,19 @@ class _Watch:
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not self._outputs:
             return  # whoever runs the model asks only what the block is called with
+        if self._at(self.block.leaves, args, kwargs, output).isfinite().all():
+            self._check(module, args, kwargs)
+        # Where it is not, nothing can be compared, and whoever records says so.
+        self.done = True
+        self.close()
+
+    def _check(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         for site in self._sites:
             self._check_site(site)
         for routing in self._routings:
             self._check_routing(routing)
         if not self.block.additive:
             self._check_nothing_else(module, args, kwargs)
-        self.done = True
-        self.close()
 
     def _at(self, place: Place, args: Any, kwargs: Any, output: Any = None) -> Tensor:
         try:

@@ -4,7 +4,7 @@ A torch function mode sees every operation, hooks see where modules begin and en
 module, class or argument counts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from moe_outliers.recording.norms import kind_of
 from moe_outliers.recording.tracing import rules
 from moe_outliers.recording.tracing.answers import Answers
 from moe_outliers.recording.tracing.ledger import OUTSIDE, Ledger, Operation, mixer_of
-from moe_outliers.recording.tracing.trail import Call, Key, Value, joined, tensors_of
+from moe_outliers.recording.tracing.trail import Call, Key, Value, form_of, joined, tensors_of
 
 _PLAIN_NAMES = {"radd": "add", "iadd": "add", "rmul": "mul", "imul": "mul", "isub": "sub",
                 "rsub": "rsub", "itruediv": "div", "truediv": "div", "rtruediv": "rdiv",
@@ -35,10 +35,12 @@ class Following(TorchFunctionMode):
         blocks: the runs of the decoder blocks, in order.
         entries: what each run of a block was given as stream: its place, and what is known of it.
         largest: by block, the values of its largest tensors: for each position, and for each pair.
+        used: parameters and buffers, each by all of its paths, with the numbers of the blocks that
+            they were used in; OUTSIDE before the first, the number of blocks after the last.
     """
 
     def __init__(
-        self, model: nn.Module, embedding: nn.Module, blocks: Iterable[nn.Module], tokens: int
+        self, model: nn.Module, embedding: nn.Module, blocks: Iterable[nn.Module], ids: Tensor
     ) -> None:
         """Attach to a model, until the end of the `with` statement that this is used in.
 
@@ -46,14 +48,16 @@ class Following(TorchFunctionMode):
             model: on the meta device.
             embedding: turns ids into what becomes the stream.
             blocks: the decoder blocks.
-            tokens: number of positions of the run; no axis of a parameter has that size.
+            ids: the model is called with them; no axis of a parameter has as many.
         """
         super().__init__()
+        tokens = ids.shape[1]
         self.ledger = Ledger(tokens)
         self.calls: list[Call] = []
         self.blocks: list[Call] = []
         self.entries: list[tuple[Key, Value]] = []
         self.largest: dict[int, list[int]] = {}
+        self.used: dict[tuple[str, ...], set[int]] = {}
         self._answers = Answers(tokens)
         self._embedding, self._modules = embedding, set(blocks)
         self._values: dict[int, Value] = {}
@@ -63,9 +67,13 @@ class Following(TorchFunctionMode):
         self._norms: dict[Any, str] = {}
         paths = {module: path for path, module in reversed(list(model.named_modules()))}
         self.embedding = paths[embedding]
+        self._held: dict[int, tuple[str, ...]] = {}
+        for path, tensor in _held_by(model):
+            self._held[id(tensor)] = (*self._held.get(id(tensor), ()), path)
         for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
             axes = tuple(range(tensor.dim()))
             self.tell(tensor, Value(tuple(tensor.shape), parameter=path, axes=axes, constant=True))
+        self.tell(ids, Value(tuple(ids.shape), constant=True, by_text=True))
         self._handles: list[Any] = []
         for module, path in paths.items():
             self._handles += [
@@ -157,6 +165,7 @@ class Following(TorchFunctionMode):
                     self._perhaps_norm(call, [tensor for _, tensor in inputs], output)
                 if call.begins:
                     self._leave_block(output)
+                    call.gives = form_of(output)
                 call.outputs = self._all_known(output)
 
         return hook
@@ -227,6 +236,7 @@ class Following(TorchFunctionMode):
         self._answers.noted(name, args, out)
         results = [args[0]] if in_place else [tensor for _, tensor in tensors_of(out)]
         given = [tensor for _, tensor in [*tensors_of(args), *tensors_of(kwargs)]]
+        self._use(given)
         values = [value for tensor in given if (value := self.known(tensor)) is not None]
         for result in results if values else ():
             if not in_place and any(result is tensor for tensor in given):
@@ -234,8 +244,18 @@ class Following(TorchFunctionMode):
             one = Operation(name, func, args, kwargs, result, values, self.known)
             if (value := rules.made(one, self.ledger)) is not None:
                 value.depth = max([self.ledger.block, *(part.depth for part in values)])
+                value.by_text = any(part.by_text for part in values)
                 (self._write if in_place else self._made)(result, value)
         return out
+
+    def _use(self, given: Iterable[Tensor]) -> None:
+        """Note which parameters an operation was given."""
+        block = self.ledger.block
+        if block == OUTSIDE and self.blocks:
+            block = len(self.blocks)  # behind a block: behind the last, or between
+        for tensor in given:
+            if (paths := self._held.get(id(tensor))) is not None:
+                self.used.setdefault(paths, set()).add(block)
 
     def _made(self, tensor: Tensor, value: Value) -> None:
         self.tell(tensor, value)
@@ -257,6 +277,12 @@ class Following(TorchFunctionMode):
         before = self._written.get(memory)
         self._written[memory] = value if before is None else joined(before, value)
         self.tell(tensor, value)
+
+
+def _held_by(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers by all of their paths."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _one_of(roots: set[int]) -> Callable[[Value | None], bool]:

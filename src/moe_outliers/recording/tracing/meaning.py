@@ -50,6 +50,8 @@ def anatomy_of(model: Any, run: Following, output: Any) -> Anatomy:
         blocks=_blocks(run, groups, sites),
         sites=tuple(sites),
         routings=tuple(decision.routing for decision in decisions),
+        before=_used(run, -1),
+        after=_used(run, len(run.blocks)),
         unsure=(*unsure, *making.unsure),
         **_head(model, run, output),
     )
@@ -114,10 +116,12 @@ def _stream(run: Following, number: int) -> set[int]:
     """Return the roots of all that the residual stream is on its way through a block."""
     left = _left(run.blocks[number])
     waiting = [run.entries[number][1]] + ([left[1]] if left else [])
+    seen: set[int] = set()
     roots: set[int] = set()
     while waiting:
         value = waiting.pop()
-        if value.points and value.root not in roots:
+        if value.points and id(value) not in seen:  # times a number, it has the same root
+            seen.add(id(value))
             roots.add(value.root)
             waiting.extend(value.parents)
     return roots
@@ -141,8 +145,10 @@ def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> t
                 kind=kinds.setdefault(_look(call, mine), len(kinds)),
                 enters=Place(call.path, "input", key),
                 leaves=Place(call.path, "output", left[0]),
+                gives=call.gives,
+                parameters=_used(run, number),
                 arguments=tuple(
-                    Argument(place, value.depth, _returned(run, number, value))
+                    Argument(place, value.depth, _returned(run, number, value), value.fixed)
                     for place, value in call.inputs.items()
                     if place != key
                 ),
@@ -165,6 +171,28 @@ def _look(call: Call, sites: Sequence[Site]) -> Any:
         mixers = tuple((mixer.module[inside:], mixer.kind) for mixer in site.mixers)
         looks.append((site.kind, site.source, site.norm[inside:], site.scaled, mixers))
     return parameters, tuple(looks)
+
+
+def _used(run: Following, number: int) -> tuple[str, ...]:
+    """Name the parameters that were used in a block, or before (-1) or after all.
+
+    One that has several names is used by that of a module that ran there.
+    """
+    around = {frame.path for frame in run.blocks[0].frames}
+    ran = {call.path for call in run.calls if _when(run, call) == number} | around
+    found: list[str] = []
+    for paths, blocks in run.used.items():
+        if number in blocks:
+            mine = [path for path in paths if path.rpartition(".")[0] in ran]
+            found += mine or paths
+    return tuple(sorted(found))
+
+
+def _when(run: Following, call: Call) -> int:
+    """Return the number of the block that a module ran in; as `Following.used` counts."""
+    if call.block != OUTSIDE or call.number < run.blocks[0].number:
+        return call.block
+    return len(run.blocks)
 
 
 def _returned(run: Following, number: int, value: Value) -> Place | None:
@@ -226,22 +254,50 @@ def _head(model: nn.Module, run: Following, output: Any) -> dict[str, Any]:
     after = [value.how for value in trail[: trail.index(linear)]]
     hidden = linear.parents[0]
     before: list[str] = []
-    norm = ""
+    norm, read = "", hidden
     for value in hidden.within():
         point = next((point for point in value.points if value.root == point.root), None)
         if point is not None:
             before += ["mul"] if value.factor != SAME else []
             norm = point.frames[-1].path if point.kind != "stream" else ""
+            read = point.fed or value
             break
         if not value.constant:
             before.append(value.how)
+    left = _left(run.blocks[-1])
     head = next((call for call in run.calls if not call.inner and _returns(call, linear)), None)
     return {
+        "vocabulary": logits.shape[-1],
         "last_norm": norm,
+        "also_read": _also_read(run, logits),
+        "reads_last": left is not None
+        and (read.root, read.factor) == (left[1].root, left[1].factor),
         "head": "" if head is None else head.path,
         "before_head": tuple(name for name in reversed(before) if name not in MOVES),
         "after_head": tuple(name for name in reversed(after) if name not in MOVES),
     }
+
+
+def _also_read(run: Following, logits: Value) -> tuple[str, ...]:
+    """Name the blocks of which the logits are made beside what the last one returns as stream."""
+    left = _left(run.blocks[-1])
+    made = {value.root: call.path for call in run.blocks for value in call.outputs.values()}
+    made |= {
+        entry.root: call.path
+        for call, (_, entry) in zip(run.blocks, run.entries, strict=True)
+        if entry.root not in made
+    }
+    waiting, seen, found = [logits], set[int](), []
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or (left is not None and value.root == left[1].root):
+            continue
+        seen.add(id(value))
+        if value.root in made:
+            found.append(made[value.root])
+        else:
+            waiting.extend(value.parents)
+    return tuple(sorted(set(found)))
 
 
 def _returns(call: Call, value: Value) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moe_outliers.recording.anatomy import Mixer, MixerKind, Place, Site, SiteKind
-from moe_outliers.recording.exceptions import WINDOWED
+from moe_outliers.recording.tracing.exceptions import WINDOWED
 from moe_outliers.recording.tracing.following import Following
 from moe_outliers.recording.tracing.groups import Group
 from moe_outliers.recording.tracing.routes import Decision, readers_of
@@ -57,6 +57,7 @@ class Sites:
             readers=tuple(readers.values()),
             unknown=tuple(dict.fromkeys(self._unknown(groups))),
             scaled=normed and any(group.entry.factor != SAME for group in groups),
+            gated=first.point.kind == "gated",
         )
         if not normed and any(group.mixer is None for group in groups):
             self.unsure.append(f"{site.name}: the code of {first.path} reads it, and no module")

@@ -33,6 +33,7 @@ class Call:
         inputs, outputs: the tensors by their place; those of which nothing is known are left out.
         inner: runs of modules within it.
         begins: whether the module is a decoder block.
+        gives: what a decoder block returned, with ... in place of every tensor.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Call:
     outputs: dict[Key, "Value"] = field(default_factory=dict)
     inner: int = 0
     begins: bool = False
+    gives: Any = None
     number: int = field(default_factory=lambda: next(_serial))
 
 
@@ -164,6 +166,7 @@ class Value:
         paired: a product of two activations was part of it.
         windowed: a mask that leaves out far positions was part of it.
         mixing: where its points saw other positions before any linear map.
+        by_text: made of the token ids, not of their number alone.
         depth: the last block that it depends on; -1: none.
         how: name of the operation.
         parents: what it was made of.
@@ -183,6 +186,7 @@ class Value:
     paired: bool = False
     windowed: bool = False
     mixing: tuple[Mixing, ...] = ()
+    by_text: bool = False
     depth: int = -1
     how: str = ""
     parents: tuple["Value", ...] = ()
@@ -190,6 +194,11 @@ class Value:
     def holds(self, point: Point) -> bool:
         """Tell whether this is that point, feature by feature, but for a factor."""
         return self.root == point.root and self.axis != 0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether this depends on the number of positions alone."""
+        return not (self.by_text or self.points or self.reads or self.gates)
 
     @property
     def exact(self) -> bool:
@@ -220,6 +229,15 @@ def tensors_of(thing: Any, key: Key = ()) -> Iterator[tuple[Key, Tensor]]:
             yield from tensors_of(part, (*key, number))
 
 
+def form_of(thing: Any) -> Any:
+    """Return the form of something: itself, with ... in place of every tensor."""
+    if isinstance(thing, Tensor):
+        return ...
+    if isinstance(thing, dict):
+        return {name: form_of(part) for name, part in thing.items()}
+    return type(thing)(map(form_of, thing)) if isinstance(thing, tuple | list) else thing
+
+
 def shared(a: tuple[Call, ...], b: tuple[Call, ...]) -> int:
     """Count the outermost runs of modules that two have in common."""
     number = 0
@@ -241,6 +259,7 @@ def joined(a: Value, b: Value) -> Value:
         paired=a.paired or b.paired,
         windowed=a.windowed or b.windowed,
         mixing=tuple(dict.fromkeys(a.mixing + b.mixing)),
+        by_text=a.by_text or b.by_text,
         depth=max(a.depth, b.depth),
         how="joined",
         parents=(a, b),
