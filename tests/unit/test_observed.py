@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 from unplugged import HouseConfig, HouseForCausalLM
 
+from moe_outliers.recording import observed
 from moe_outliers.recording.anatomy import Place
 from moe_outliers.recording.observed import observe
 from moe_outliers.recording.oracles import NotAsObservedError, Oracles
@@ -202,6 +203,7 @@ def test_windows_that_are_holes_in_a_buffer_need_the_exception(monkeypatch):
     kinds = [site.mixer for site in observe(model).sites if site.kind == "attn_in"]
     assert kinds == ["attention", "sliding_attention"] * 2
     monkeypatch.delitem(exceptions.WINDOWED, "gpt_neo")
+    monkeypatch.setattr(observed, "_known", {})
     assert {s.mixer for s in observe(model).sites if s.kind == "attn_in"} == {"attention"}
 
 

@@ -236,6 +236,7 @@ class Block:
         enters: where it receives the residual stream.
         leaves: where it returns the residual stream.
         gives: what it returns, with ... in place of every tensor.
+        overwrites: whether it writes into tensors that a hook may have seen.
         parameters: parameters and buffers that are used while it runs, by their paths.
         arguments: the other tensors that it is called with.
         between: what happens to the stream after the block before and before this one: names of
@@ -252,6 +253,7 @@ class Block:
     enters: Place
     leaves: Place
     gives: Any
+    overwrites: bool
     parameters: tuple[str, ...]
     arguments: tuple[Argument, ...]
     between: tuple[str, ...]

@@ -114,10 +114,16 @@ class Recorder(Hooks):
         self._take_gain(number, x.device)
         norm = self._norm(site, h.dtype)
         x, h = self._by_row(x), self._by_row(h)
+        x, h = self._kept(x), self._kept(h)
         here, hits = self._reducer(x.device), self._hits(site.kind, x)
         eps, layer_norm = norm.eps, norm.kind == "layer"
         for row, sequence in enumerate(self.sequences):
             here.site(number, sequence, x[row], h[row], hits, eps=eps, layer_norm=layer_norm)
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that a reducer may keep for a while: no block writes into it."""
+        overwritten = any(block.overwrites for block in self.anatomy.blocks)
+        return tensor.clone() if overwritten else tensor
 
     def _norm(self, site: Site, dtype: torch.dtype) -> norms.Norm:
         """Return what a site's norm does; each kind of module is probed once, at its first run."""
@@ -176,7 +182,7 @@ class Recorder(Hooks):
 
     def _on_block(self, block: int) -> Callable[[Tensor], None]:
         def take(h: Tensor) -> None:
-            h = self._by_row(h).flatten(2)  # several streams side by side are one
+            h = self._kept(self._by_row(h).flatten(2))  # several streams side by side are one
             for row, sequence in enumerate(self.sequences):
                 self._reducer(h.device).block(block, sequence, h[row])
 

@@ -35,6 +35,7 @@ class Following(TorchFunctionMode):
         blocks: the runs of the decoder blocks, in order.
         entries: what each run of a block was given as stream: its place, and what is known of it.
         largest: by block, the values of its largest tensors: for each position, and for each pair.
+        overwritten: numbers of the blocks that write into the stream, or what a norm returned.
         used: parameters and buffers, each by all of its paths, with the numbers of the blocks that
             they were used in; OUTSIDE before the first, the number of blocks after the last.
     """
@@ -57,6 +58,7 @@ class Following(TorchFunctionMode):
         self.blocks: list[Call] = []
         self.entries: list[tuple[Key, Value]] = []
         self.largest: dict[int, list[int]] = {}
+        self.overwritten: set[int] = set()
         self.used: dict[tuple[str, ...], set[int]] = {}
         self._answers = Answers(tokens)
         self._embedding, self._modules = embedding, set(blocks)
@@ -242,6 +244,9 @@ class Following(TorchFunctionMode):
             if not in_place and any(result is tensor for tensor in given):
                 continue  # nothing was to be done
             one = Operation(name, func, args, kwargs, result, values, self.known)
+            before = self.known(result) if in_place else None
+            if before is not None and before.exact:
+                self.overwritten.add(self.ledger.block)
             if (value := rules.made(one, self.ledger)) is not None:
                 value.depth = max([self.ledger.block, *(part.depth for part in values)])
                 value.by_text = any(part.by_text for part in values)

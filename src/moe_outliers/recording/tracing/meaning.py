@@ -146,6 +146,7 @@ def _blocks(run: Following, groups: Sequence[Group], sites: Sequence[Site]) -> t
                 enters=Place(call.path, "input", key),
                 leaves=Place(call.path, "output", left[0]),
                 gives=call.gives,
+                overwrites=number in run.overwritten,
                 parameters=_used(run, number),
                 arguments=tuple(
                     Argument(place, value.depth, _returned(run, number, value), value.fixed)
