@@ -433,10 +433,11 @@ _UNTOLD = "no module is told which experts were picked"
 UNMEASURED = {
     "axk2": "its gain depends on the token",
     "deepseek_v4": "what is picked does not depend on scores",
-    "gemma3n_text": _NO_NORM,
+    "gemma3n_text": "intermediate_size is [64, 64, 64, 64]",
     "inkling2_text": "its logits are made of what model.layers.0 returns",
     **dict.fromkeys(("jetmoe", "llama4", "llama4_text"), _UNTOLD),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _NO_NORM),
+    "shieldgemma2": "the checkpoint does not fit its config.json",
 }
 """Types of which a part would be measured wrong, or not at all: what both engines say."""
 
@@ -444,10 +445,13 @@ _CONVERSION = "which this engine does not know: run with --set-resources"
 _MISFIT = "the checkpoint does not fit its config.json"
 HELD_ALONE = {
     **dict.fromkeys(("bailing_hybrid", "kimi_linear", "olmo_hybrid"), _CONVERSION),
-    **dict.fromkeys(("minimax_m3_vl", "qwen3_vl_moe"), _CONVERSION),
-    **dict.fromkeys(("gpt-sw3", "gpt2", "kimi_k25"), _MISFIT),
+    **dict.fromkeys(("minimax_m3_vl", "mistral_large4", "qwen3_vl_moe"), _CONVERSION),
+    **dict.fromkeys(("gpt-sw3", "gpt2", "kimi_k25", "qianfan_ocr", "step3p7"), _MISFIT),
 }
 """Types that are not streamed yet, for the conversion of their weights: what that engine says."""
+
+STREAMED_ALONE = {"youtu": "sets model.embed_tokens.weight of the padding token (0) to 0"}
+"""Types that transformers loads wrong: what the resident engine says."""
 
 LEFT_OUT = {
     "chameleon": "its default configuration lacks a map of image tokens",

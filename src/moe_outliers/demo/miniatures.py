@@ -202,8 +202,9 @@ def _plant(model: Any, plan: Plan, stop: list[int]) -> dict[str, Any]:
     def gain(feature: int, value: float, where: Callable[[Site], bool]) -> None:
         for site in filter(where, anatomy.sites):
             norm = model.get_submodule(site.norm)
-            added, _ = gain_and_offset(norm, anatomy.width, norm.weight.device)
-            norm.weight[feature] += value - added[feature]
+            gains, _ = gain_and_offset(norm, anatomy.width, norm.weight.device)
+            added = round(float(gains[feature] - norm.weight[feature]))  # some gains are 1 + weight
+            norm.weight[feature] = value - added
 
     with torch.no_grad():
         for feature in plan.systematic:

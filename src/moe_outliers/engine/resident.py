@@ -1,14 +1,15 @@
 """Runs a model that fits on the device: stock transformers, one micro-batch after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from moe_outliers.checkpoint.config import quantisation, read_config
-from moe_outliers.checkpoint.headers import read_index
+from moe_outliers.checkpoint.headers import Tensor, read_index
 from moe_outliers.engine import attention, ends
 from moe_outliers.engine.meta_model import auto_class
 from moe_outliers.progress import Progress
@@ -40,7 +41,7 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
     """
     config = read_config(folder / "config.json")
     made_by = auto_class(config["model_type"], folder / "config.json")
-    read_index(folder)
+    index = read_index(folder)
     arguments: dict[str, Any] = {}
     if method := quantisation(config, folder):
         arguments["quantization_config"] = DEQUANTISED[method]()
@@ -68,9 +69,29 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
                 f"{folder}: transformers {transformers.__version__} makes {name} {parameter.dtype} "
                 f"of {method} weights, not {model.dtype}: run streamed, or with dtype auto"
             )
+    _refuse_zeroed(model, index, folder)
     if device == "cpu":
         _align(model)
     return model.eval()
+
+
+def _refuse_zeroed(model: Any, index: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a model of which transformers lost a row: some of its classes put 0 for padding.
+
+    Raises:
+        ValueError: if the checkpoint has other numbers there.
+    """
+    for path, module in model.named_modules():
+        row, name = getattr(module, "padding_idx", None), f"{path}.weight"
+        if row is None or name not in index or module.weight[row].any():
+            continue
+        with safe_open(folder / index[name].shard, framework="pt") as shard:
+            stored = shard.get_slice(name)[row : row + 1]
+        if stored.any():
+            raise ValueError(
+                f"{folder}: transformers {transformers.__version__} sets {name} of the padding "
+                f"token ({row}) to 0, the checkpoint has other numbers: run streamed"
+            )
 
 
 def _align(model: Any) -> None:

@@ -88,6 +88,7 @@ class Streamed:
         self.model = empty_model(source.folder, dtype_of(dtype, config, index), self.device)
         try:
             self.anatomy = observe(self.model)
+            self.anatomy.refuse()
             ends.refuse_unstreamable(self.anatomy)
             groups = weight_map.groups(self.model, index, quantised, self.anatomy)
         except ValueError as error:

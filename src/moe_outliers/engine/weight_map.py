@@ -147,7 +147,11 @@ def groups(
         target, pattern = known[alike]
         found[target].append((pattern or "", name))
     for tied, origin in (getattr(model, "_tied_weights_keys", None) or {}).items():
-        if model.config.tie_word_embeddings and tied not in found and origin in found:
+        if (
+            getattr(model.config, "tie_word_embeddings", False)
+            and tied not in found
+            and origin in found
+        ):
             found[tied] = found[origin]
     _refuse_misfits(model, found, expected)
     users = Users(model, anatomy)
