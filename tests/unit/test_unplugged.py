@@ -274,14 +274,9 @@ class Twice(Block):
         return h + self.mlp(self.b(h))
 
 
-@torch.library.custom_op("plain::halved", mutates_args=())
-def halved(x: torch.Tensor) -> torch.Tensor:
-    return x / 2
-
-
-@halved.register_fake
-def _(x):
-    return torch.empty_like(x)
+def halved(x):
+    with torch._C.DisableTorchFunction():
+        return x / 2
 
 
 class Opaque(Block):
