@@ -40,10 +40,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ValueError(f"{path}: not the config.json of a model: no model_type")
     for key, limit in LIMITS.items():
-        value = config.get(key)
-        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
+        value, least = config.get(key), 0 if key in EXPERTS else 1  # dense relatives have none
+        if value is not None and not (isinstance(value, int) and least <= value <= limit):
             raise ValueError(
-                f"{path}: {key} is {value!r}, must be a whole number from 1 to {limit}"
+                f"{path}: {key} is {value!r}, must be a whole number from {least} to {limit}"
             )
     picked = config.get("num_experts_per_tok") or 0
     experts = max(config.get(key) or 0 for key in EXPERTS)
