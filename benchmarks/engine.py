@@ -238,7 +238,7 @@ class Bench:
 
     def write(self, recorder: Recorder) -> None:
         """Write the statistics as the workflow does, one file a sequence; count their bytes."""
-        sites = [(site.block, site.kind, site.mixer) for site in recorder.sites]
+        sites = [(site.block, site.kind, site.feeds) for site in recorder.sites]
         common = {"alphas": ALPHAS, "sites": sites, "moe_blocks": recorder.moe_blocks}
         attributes = dict.fromkeys(statistics_file.ATTRIBUTES, "benchmark")
         written = 0

@@ -42,19 +42,6 @@ def attributes() -> str:
     return _text([", ".join(f"`{name}`" for name in ATTRIBUTES)])
 
 
-def families() -> str:
-    """List the families whose sites are known."""
-    from moe_outliers.recording.sites import FAMILIES
-
-    head = "| `model_type` | router | its top-k sorts | norm multiplies by | norm |"
-    rows = [head, "| --- | --- | --- | --- | --- |"]
-    for name, family in FAMILIES.items():
-        gain = "1 + weight" if family.unit_offset else "weight"
-        norm = "LayerNorm" if family.layer_norm else "RMSNorm"
-        rows.append(f"| `{name}` | `{family.router}` | {family.scores} | {gain} | {norm} |")
-    return _text(rows)
-
-
 def settings() -> str:
     """List the options of the executor."""
     from snakemake_executor_plugin_runpod.settings import ExecutorSettings
@@ -135,7 +122,6 @@ def guarantees() -> str:
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "variables": ("statistics-file.md", variables),
     "attributes": ("statistics-file.md", attributes),
-    "families": ("families.md", families),
     "api": ("api.md", api),
     "settings": (f"{PLUGIN}/docs/further.md", settings),
     "guarantees": ("guarantees.md", guarantees),

@@ -1,6 +1,6 @@
 """Runs a model over token ids, and gives the statistics of its activations as datasets."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from moe_outliers.engine import engine, resident
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
 from moe_outliers.recording import choose
+from moe_outliers.recording.anatomy import Anatomy
 from moe_outliers.recording.recorder import Recorder
 from moe_outliers.stats import Array
 from moe_outliers.storage import statistics_file
@@ -203,6 +204,7 @@ def run(
     results: dict[int, dict[str, Array]] = {}
     failed: set[int] = set()
     recorder = Recorder(running.model, ids, delimiter, options.alphas)
+    refuse_other_sites(recorder.anatomy)
     wanted = [row_of[sequence] for sequence in batch_of]
     with closing(recorder):
         for row in running.run(
@@ -261,7 +263,7 @@ def _assemble(
     coordinates = statistics_file.coordinates(
         sequences=sequences,
         alphas=alphas,
-        sites=[(site.block, site.kind, site.mixer) for site in recorder.sites],
+        sites=[(site.block, site.kind, site.feeds) for site in recorder.sites],
         moe_blocks=recorder.moe_blocks,
     )
     unnamed = attributes | {statistics_file.IDS: ""}  # with_ids fills it in
@@ -272,9 +274,9 @@ def _attributes(options: Options, model: Any, recorder: Recorder) -> dict[str, A
     """Describe how the numbers were computed: the statistics file's global attributes."""
     config: Any = model.config
     here = environment(options.device)
-    mixers = {getattr(layer, "linear_attn", None) for layer in model.model.layers} - {None}
     kernels = {
-        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0] for mixer in mixers
+        getattr(mixer, "chunk_gated_delta_rule", mixer).__module__.split(".")[0]
+        for mixer in _mixers(model, recorder, "linear_attention")
     }
     linear = {"transformers": "torch"}
     return {
@@ -284,9 +286,9 @@ def _attributes(options: Options, model: Any, recorder: Recorder) -> dict[str, A
         "weights_dtype": str(model.dtype).removeprefix("torch."),
         "norm_dtype": " ".join(sorted(recorder.norm_dtypes)),
         "attention": config._attn_implementation,
-        "linear_attention": " ".join(sorted(linear.get(k, k) for k in kernels)) or "none",
+        "linear_attention": _joined(linear.get(kernel, kernel) for kernel in kernels),
         "experts": config._experts_implementation or "eager",
-        "router_scores": recorder.family.scores,
+        "router_scores": _joined(routing.sorts for routing in recorder.anatomy.routings),
         "micro_batch": options.micro_batch,
         "torch": here["torch"],
         "transformers": here["transformers"],
@@ -295,14 +297,42 @@ def _attributes(options: Options, model: Any, recorder: Recorder) -> dict[str, A
     }
 
 
+def _mixers(model: Any, recorder: Recorder, kind: str) -> Iterator[Any]:
+    """Yield the modules of a kind that read a site."""
+    for site in recorder.sites:
+        for mixer in site.mixers:
+            if mixer.kind == kind:
+                yield model.get_submodule(mixer.module)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " ".join(sorted(set(names))) or "none"
+
+
 def _refuse_beyond_context(config: Any, tokens: int) -> None:
     """Refuse sequences that are longer than the model's context."""
-    if tokens > config.max_position_embeddings:
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
         raise ValueError(
-            f"sequences of {tokens} tokens, but the model's context is "
-            f"{config.max_position_embeddings} (max_position_embeddings in its config.json): "
-            "take fewer tokens (`data.tokens`), or leave the model out"
+            f"sequences of {tokens} tokens, but the model's context is {longest} "
+            "(max_position_embeddings in its config.json): take fewer tokens (`data.tokens`), or "
+            "leave the model out"
         )
+
+
+def refuse_other_sites(anatomy: Anatomy) -> None:
+    """Refuse a model whose blocks have other sites than the metrics are defined for.
+
+    Raises:
+        ValueError: naming the first such block.
+    """
+    for block in range(len(anatomy.blocks)):
+        kinds = [site.kind for site in anatomy.sites_of(block)]
+        if kinds != list(statistics_file.KINDS):
+            raise ValueError(
+                f"block {block} of {anatomy.model_type} has the sites {', '.join(kinds)}; metrics "
+                "are defined for blocks that have an attn_in and then a mlp_in: leave the model out"
+            )
 
 
 def _refuse_invalid(alphas: Sequence[float], device: str, micro_batch: int) -> None:

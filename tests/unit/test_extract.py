@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from canaries import spilt
-from support import tiny
+from support import tiny, zoo
 from support.hub import COMMIT, Fault, Hub
 from support.running import ALPHAS, DELIMITER, IDS
 
 from moe_outliers import tokenization
-from moe_outliers.storage import parquet, receipts
+from moe_outliers.recording.observed import observe
+from moe_outliers.run_model import refuse_other_sites
+from moe_outliers.storage import parquet, receipts, statistics_file
 
 TOKEN = "hf_" + "y" * 30
 PROGRAM = """
@@ -121,8 +123,6 @@ def test_from_the_hub_the_statistics_are_those_of_the_folder_and_nothing_is_left
 
 
 def _variables(path):
-    from moe_outliers.storage import statistics_file
-
     found = statistics_file.read(path)
     return {name: value.values.tobytes() for name, value in found.variables.items()}
 
@@ -168,3 +168,23 @@ def test_a_model_in_the_cache_of_the_hubs_own_client_is_used_where_it_is(tiny_ch
         assert done.returncode == 0, done.stderr
         assert all(server.bytes_sent[name] <= 1 << 20 for name in shards)  # headers alone
         assert len(list(Path(tokens / "hf").rglob("snapshots/*/*.safetensors"))) == len(shards)
+
+
+def test_a_model_without_experts_has_statistics_without_any(tokens):
+    zoo.build("llama").save_pretrained(tokens / "dense")
+    done = extract(tokens, "disk", folder=tokens / "dense")
+    assert done.returncode == 0, done.stderr
+    found = statistics_file.read(tokens / "disk/00.nc")
+    assert found.route.shape == (2, 0, 64, 0)
+    assert found.router_entropy.shape == (2, 0)
+    assert found.attrs["router_scores"] == "none"
+    assert list(found.site_mixer.values[:2]) == ["attention", "mlp"]
+    assert found.x_count.values.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"), [("mamba", "attn_in"), ("longcat_flash", "attn_in, mlp_in, attn_in, mlp_in")]
+)
+def test_blocks_with_other_sites_than_the_metrics_know_are_refused_before_they_are_run(name, sites):
+    with pytest.raises(ValueError, match=f"block 0 of {name} has the sites {sites}; metrics are"):
+        refuse_other_sites(observe(zoo.outline(name)))

@@ -78,7 +78,7 @@ def _commit(repo: str, revision: str) -> str:
 def _described(folder: Path | None, repo: str, commit: str) -> dict[str, Any]:
     """Count what the model is, without its weights."""
     try:
-        from moe_outliers.engine.describe import describe
+        from moe_outliers.cli.describe import describe
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error.name} is not installed: pip install -c envs/constraints.txt -e '.[extract]'"

@@ -25,7 +25,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
 from moe_outliers.demo import mini_tokenizers
-from moe_outliers.recording.sites import Site, family_of, sites_of
+from moe_outliers.recording.anatomy import Site
+from moe_outliers.recording.norms import gain_and_offset
+from moe_outliers.recording.observed import observe
 from moe_outliers.storage import files
 
 BLOCKS = 8
@@ -194,12 +196,15 @@ def _initialised(slug: str, config: Any) -> Any:
 
 def _plant(model: Any, plan: Plan, stop: list[int]) -> dict[str, Any]:
     """Plant the outliers of a plan; return what was planted."""
-    family, sites = family_of(plan.kind), list(sites_of(model))
+    anatomy = observe(model)
     embedding = model.get_input_embeddings().weight
 
     def gain(feature: int, value: float, where: Callable[[Site], bool]) -> None:
-        for site in filter(where, sites):
-            site.norm.weight[feature] = value - family.unit_offset
+        for site in filter(where, anatomy.sites):
+            norm = model.get_submodule(site.norm)
+            gains, _ = gain_and_offset(norm, anatomy.width, norm.weight.device)
+            added = round(float(gains[feature] - norm.weight[feature]))  # some gains are 1 + weight
+            norm.weight[feature] = value - added
 
     with torch.no_grad():
         for feature in plan.systematic:

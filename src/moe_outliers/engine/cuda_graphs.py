@@ -61,8 +61,8 @@ class Replays:
             self._capture(forward, hidden)
         if self.on and self._input.shape == hidden.shape:
             return self._replay(hidden, rows)
-        self._recorder.sequences = rows
-        output = forward(hidden)
+        with self._recorder.passing(rows):
+            output = forward(hidden)
         # Captured only after a run without a graph: libraries set themselves up at their first use.
         if self._recorder.replayable:
             self._known.add((self._kind, hidden.shape))

@@ -4,6 +4,7 @@ The estimates are upper bounds. Nothing that depends on them changes a number: w
 fewer layers are read ahead, and where one layer does not fit, the model is refused with figures.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from moe_outliers.engine import host_memory
 from moe_outliers.engine.slot_layout import Layout
+from moe_outliers.recording.anatomy import Anatomy
 from moe_outliers.recording.reducer import HELD_BYTES
+from moe_outliers.recording.reduction import HEAD_SLICE
 
 GB = 1e9
 DEPTH = 1
@@ -82,6 +85,7 @@ class Choice:
 
 def needs(
     model: Any,
+    anatomy: Anatomy,
     layouts: Sequence[Layout],
     *,
     sequences: int,
@@ -94,6 +98,7 @@ def needs(
 
     Args:
         model: the causal language model.
+        anatomy: of the model.
         layouts: of all groups.
         sequences: how many.
         tokens: of a sequence.
@@ -101,15 +106,19 @@ def needs(
         alphas: number of thresholds.
         cuda: the device is a GPU, which holds activations for a while, and captures graphs.
     """
-    config = model.config
-    width, size = config.hidden_size, model.dtype.itemsize
+    width, size = anatomy.width, model.dtype.itemsize
     states = sequences * tokens * width * (size + 2)
     held = min(HELD_BYTES, 4 * sequences * tokens * width * size) if cuda else 0
     stored = 4 * sequences * width * (4 * alphas + STORED_BYTES)
     rows = micro_batch * tokens
-    mixer = max(_attention(config, size, tokens) * micro_batch, _linear(config) * rows)
-    head = 256 * config.vocab_size * (size + 8)
-    forward = max(mixer, _mlp(model, size) * rows, head) + 4 * rows * width * size
+    eager = model.config._attn_implementation == "eager"
+    mixer = max(
+        rows * _position(model, anatomy, number, size) + micro_batch * pairs
+        for number, block in enumerate(anatomy.blocks)
+        for pairs in [block.pair_values * tokens * tokens * (4 * size + 8) if eager else 0]
+    )
+    head = HEAD_SLICE * anatomy.vocabulary * (size + 8)
+    forward = max(mixer, head) + 4 * rows * width * size
     return Needs(
         slot=max(layout.slot_bytes for layout in layouts),
         work=max(layout.work_bytes for layout in layouts),
@@ -161,26 +170,19 @@ def _free(device: torch.device) -> int:
     return min(free, int(share * total) - reserved) + idle
 
 
-def _attention(config: Any, size: int, tokens: int) -> int:
-    """Bytes of softmax attention for one sequence; the eager one makes the whole matrix."""
-    heads: int = config.num_attention_heads
-    head: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    rows = tokens * heads * head * 6 * size
-    eager = config._attn_implementation == "eager"
-    return rows + (heads * tokens * tokens * (4 * size + 8) if eager else 0)
+def _position(model: Any, anatomy: Anatomy, number: int, size: int) -> int:
+    """Bytes of a block's forward pass for one position.
 
-
-def _linear(config: Any) -> int:
-    """Bytes of linear attention for one position, in float32."""
-    heads: int = getattr(config, "linear_num_value_heads", 0)
-    head: int = getattr(config, "linear_value_head_dim", 0)
-    return 24 * 4 * heads * head
-
-
-def _mlp(model: Any, size: int) -> int:
-    """Bytes of the MLP for one position: of all picked experts, or of a dense one."""
-    config = model.config
-    inner: int = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    experts: int = config.num_experts_per_tok * (8 * config.hidden_size + 5 * inner)
-    dense: int = 4 * config.intermediate_size
-    return size * max(experts, dense)
+    Softmax attention has several tensors of the size of its queries; a dense MLP has them of its
+    width. All picked experts have some of the stream's width each, and some of their own. Linear
+    attention is computed in float32, in parts, beside several tensors of the size of its queries.
+    """
+    largest, width = anatomy.blocks[number].position_values, anatomy.width
+    needed = 6 * size * largest
+    for routing in anatomy.routing_of(number):
+        needed = max(needed, size * (8 * routing.top_k * width + 3 * largest))
+    for site in anatomy.sites_of(number):
+        if "linear_attention" in site.mixer:
+            shapes = (model.get_parameter(reader.parameter).shape for reader in site.readers)
+            needed = max(needed, 8 * 4 * sum(math.prod(shape) for shape in shapes) // width)
+    return needed

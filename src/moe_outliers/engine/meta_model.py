@@ -1,7 +1,6 @@
 """Makes transformers' model with its parameters on the meta device; replaces single ones."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto
 
 from moe_outliers.checkpoint import headers
 from moe_outliers.engine import attention
@@ -17,6 +17,34 @@ from moe_outliers.engine.weight_map import torch_dtype
 
 COMPUTED = ("bfloat16", "float16", "float32")
 """Types that can be computed with."""
+
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "IMAGE_TEXT_TO_TEXT": "AutoModelForImageTextToText",
+    "MULTIMODAL_LM": "AutoModelForMultimodalLM",
+}
+"""Tables of transformers, and the class that makes models of the types in each."""
+
+
+def auto_class(model_type: str, path: Path) -> Any:
+    """Return the class of transformers that makes a causal language model of a type.
+
+    Of a model that takes images too, it is the whole of it; text passes its decoder alone.
+
+    Args:
+        model_type: as config.json says.
+        path: of config.json, for the message.
+
+    Raises:
+        ValueError: if transformers has none.
+    """
+    for table, made_by in AUTO_CLASSES.items():
+        if model_type in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES", {}):
+            return getattr(transformers, made_by)
+    raise ValueError(
+        f"{path}: transformers {transformers.__version__} has no causal language model of "
+        f"model_type {model_type!r}; code of a repository is never run"
+    )
 
 
 def empty_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -49,8 +77,9 @@ def _empty(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     )
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are dequantised before they are seen
+    made_by = auto_class(config.model_type, folder / "config.json")
     with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
-        return transformers.AutoModelForCausalLM.from_config(
+        return made_by.from_config(
             config,
             dtype=dtype,
             attn_implementation=attention.implementation(config.model_type, device.type),
@@ -94,13 +123,3 @@ def put(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
         before = module._parameters[leaf]
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     return before  # type: ignore[no-any-return]
-
-
-@contextmanager
-def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward for a while."""
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from moe_outliers.checkpoint.config import Quantisation, quantisation, read_config
 from moe_outliers.checkpoint.headers import INDEX, ONLY, SINGLE, Tensor, absent, read_index, shards
-from moe_outliers.engine import attention, weight_map
-from moe_outliers.engine.meta_model import dtype_of, empty_model
+from moe_outliers.engine import attention, ends, weight_map
+from moe_outliers.engine.meta_model import auto_class, dtype_of, empty_model
 from moe_outliers.progress import Progress
+from moe_outliers.recording.hooks import NOBODY
+from moe_outliers.recording.oracles import Oracles
 from moe_outliers.recording.recorder import Recorder
 
 DEQUANTISED = {
@@ -19,6 +22,9 @@ DEQUANTISED = {
     "fp8": lambda: transformers.FineGrainedFP8Config(dequantize=True),
 }
 """How transformers is told to compute with dequantised weights, by the method in config.json."""
+
+ALIGNMENT = 64
+"""Bytes: torch allocates tensors of the CPU at multiples."""
 
 
 def load(folder: Path, *, device: str, dtype: str) -> Any:
@@ -34,12 +40,13 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
             transformers would fill those at random.
     """
     config = read_config(folder / "config.json")
+    made_by = auto_class(config["model_type"], folder / "config.json")
     index, quantised = read_index(folder), quantisation(config, folder)
     _refuse_misfits(folder, dtype_of(dtype, config, index), index, quantised)
     arguments: dict[str, Any] = {}
     if quantised:
         arguments["quantization_config"] = DEQUANTISED[quantised.method]()
-    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    model, loading = made_by.from_pretrained(
         folder,
         config=_naming_the_weights(folder),
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -65,6 +72,9 @@ def load(folder: Path, *, device: str, dtype: str) -> Any:
                 f"of {quantised.method} weights, not {model.dtype}: run streamed, or with dtype "
                 "auto"
             )
+    _refuse_zeroed(model, index, folder)
+    if device == "cpu":
+        _align(model)
     return model.eval()
 
 
@@ -105,6 +115,36 @@ def _refuse_misfits(
             )
 
 
+def _refuse_zeroed(model: Any, index: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a model of which transformers lost a row: some of its classes put 0 for padding.
+
+    Raises:
+        ValueError: if the checkpoint has other numbers there.
+    """
+    for path, module in model.named_modules():
+        row, name = getattr(module, "padding_idx", None), f"{path}.weight"
+        if row is None or name not in index or module.weight[row].any():
+            continue
+        with safe_open(folder / index[name].shard, framework="pt") as shard:
+            stored = shard.get_slice(name)[row : row + 1]
+        if stored.any():
+            raise ValueError(
+                f"{folder}: transformers {transformers.__version__} sets {name} of the padding "
+                f"token ({row}) to 0, the checkpoint has other numbers: run streamed"
+            )
+
+
+def _align(model: Any) -> None:
+    """Move parameters to addresses that torch itself would have chosen.
+
+    Those of a checkpoint lie wherever its file has them, and on the CPU the last bits of a matrix
+    product may depend on that.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+
+
 def run(
     model: Any,
     recorder: Recorder,
@@ -125,15 +165,24 @@ def run(
 
     Yields:
         Each wanted row, as soon as the recorder holds all of it.
+
+    Raises:
+        NotAsObservedError: if the model does something else than was observed of it.
     """
     device = model.get_input_embeddings().weight.device
     groups = sorted({row // micro_batch for row in wanted})
-    for number, group in enumerate(groups):
-        rows = range(group * micro_batch, min((group + 1) * micro_batch, len(recorder.ids)))
-        recorder.sequences = rows
-        ids = torch.from_numpy(recorder.ids[list(rows)].astype("int64")).to(device)
-        with torch.inference_mode():
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            recorder.loss(hidden, model.lm_head)
-        progress(f"{number + 1} of {len(groups)} forward passes")
-        yield from (row for row in rows if row in set(wanted))
+    head, oracles = ends.Head(model, recorder.anatomy), Oracles(model, recorder.anatomy)
+    try:
+        for number, group in enumerate(groups):
+            rows = range(group * micro_batch, min((group + 1) * micro_batch, len(recorder.ids)))
+            ids = torch.from_numpy(recorder.ids[list(rows)].astype("int64")).to(device)
+            with torch.inference_mode():
+                with recorder.passing(rows):
+                    stream = ends.through_blocks(model, recorder.anatomy, ids)
+                with recorder.passing(NOBODY):
+                    recorder.loss(head.hidden(stream, len(rows)), head, rows)
+            oracles.finish()
+            progress(f"{number + 1} of {len(groups)} forward passes")
+            yield from (row for row in rows if row in set(wanted))
+    finally:
+        oracles.close()

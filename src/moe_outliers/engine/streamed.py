@@ -2,29 +2,34 @@
 
 All sequences go through one layer while the next is read and copied. The model is transformers' own
 with its parameters on the meta device; a layer gets its parameters when it is its turn and loses
-them after. The numbers are bit for bit those of `resident`.
+them after. The numbers are bit for bit those of `resident`. Which modules the layers are, and what
+they hand to each other, is observed of the model.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_outliers import progress
 from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.config import quantisation, read_config
 from moe_outliers.checkpoint.source import Source
-from moe_outliers.engine import memory, weight_map
+from moe_outliers.engine import ends, memory, weight_map
 from moe_outliers.engine.cuda_graphs import Replays
 from moe_outliers.engine.loader import CHUNKS_PER_READER, Loader
-from moe_outliers.engine.meta_model import dtype_of, empty_model, put, replaced
+from moe_outliers.engine.meta_model import auto_class, dtype_of, empty_model, put
 from moe_outliers.engine.slot_layout import Layout
 from moe_outliers.failpoints import Failpoint, reach
 from moe_outliers.progress import Progress
+from moe_outliers.recording.anatomy import Block, Place
+from moe_outliers.recording.hooks import NOBODY
+from moe_outliers.recording.observed import observe
+from moe_outliers.recording.oracles import Oracles
 from moe_outliers.recording.recorder import Recorder
 
 BIGGER = "Take a device with more memory; fewer tokens or sequences need less"
@@ -50,6 +55,7 @@ class Streamed:
 
     Attributes:
         model: transformers' model, its parameters on the meta device until it is their turn.
+        anatomy: what was observed of it.
         plan: what was chosen or stepped down for lack of memory, in words.
         waited_s: seconds that the last run waited for bytes.
     """
@@ -66,7 +72,8 @@ class Streamed:
             options: how weights are read and copied.
 
         Raises:
-            ValueError: if config.json or a header is not sound, or they do not fit each other.
+            ValueError: if config.json or a header is not sound, or they do not fit each other; if
+                the model cannot be streamed.
         """
         self.device, self.options = torch.device(device), options or Options()
         if self.device.type == "cuda" and self.device.index is None:
@@ -75,11 +82,15 @@ class Streamed:
         self.waited_s = 0.0
         self._source = source
         config = read_config(source.folder / "config.json")
+        auto_class(config["model_type"], source.folder / "config.json")
         quantised = quantisation(config, source.folder)
         index = headers.index_of(source)
         self.model = empty_model(source.folder, dtype_of(dtype, config, index), self.device)
         try:
-            groups = weight_map.groups(self.model, index, quantised)
+            self.anatomy = observe(self.model)
+            self.anatomy.refuse()
+            ends.refuse_unstreamable(self.anatomy)
+            groups = weight_map.groups(self.model, index, quantised, self.anatomy)
         except ValueError as error:
             lacking = headers.absent(source.folder, index)
             raise ValueError(f"{source.folder}: {error}{lacking}") from None
@@ -101,6 +112,7 @@ class Streamed:
 
         Raises:
             ValueError: if the device is too small, or the checkpoint cannot be read.
+            NotAsObservedError: if the model does something else than was observed of it.
         """
         count = len(recorder.ids)
         numbers = sorted({row // micro_batch for row in wanted})
@@ -109,7 +121,12 @@ class Streamed:
             for number in numbers
         ]
         layer_pass = _LayerPass(self, recorder, batches, progress)
-        layer_pass.run()
+        oracles = Oracles(self.model, self.anatomy)
+        try:
+            layer_pass.run()
+            oracles.finish()
+        finally:
+            oracles.close()
         self._source.check()
         layer_pass.rate.end(len(batches))
         yield from (row for batch in batches for row in batch if row in set(wanted))
@@ -131,12 +148,15 @@ class _LayerPass:
         self, engine: Streamed, recorder: Recorder, batches: Sequence[range], tell: Progress
     ) -> None:
         self._engine, self._recorder, self._batches = engine, recorder, batches
-        self._layouts, self._body = engine.layouts, engine.model.model
+        self._layouts, self._model, self._anatomy = engine.layouts, engine.model, engine.anatomy
+        self._head = ends.Head(engine.model, engine.anatomy)
         total = sum(layout.read_bytes for layout in self._layouts)
         self._tell, self._read_before = tell, 0
         self.rate = progress.Rate(tell, total, len(self._layouts) - 2)
         self._hidden: list[Any] = [None] * len(batches)
-        self._calls: dict[int, list[tuple[Any, Any]]] = {}
+        self._calls: dict[int, list[ends.Call]] = {}
+        self._own: list[list[dict[ends.Key, Tensor]]] = [[] for _ in batches]
+        self._handed: list[dict[Place, Tensor]] = [{} for _ in batches]
         self._group = self._batch = 0  # the next to be computed
         self._replays = Replays(recorder, on=False)
 
@@ -169,6 +189,7 @@ class _LayerPass:
         count, tokens = self._recorder.ids.shape
         needed = memory.needs(
             engine.model,
+            engine.anatomy,
             self._layouts,
             sequences=count,
             tokens=tokens,
@@ -225,70 +246,97 @@ class _LayerPass:
         try:
             for parameter, tensor in layout.parameters(slot, work):
                 empty[parameter.name] = put(model, parameter.name, tensor)
-            for module in self._modules():
-                for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                    if tensor.device.type != self._engine.device.type:
-                        raise ValueError(f"{layout.group.name}: {name} is on {tensor.device}")
+            for name, tensor in self._held():
+                if tensor.device.type != self._engine.device.type:
+                    raise ValueError(f"{layout.group.name}: {name} is on {tensor.device}")
             yield
         finally:
             for name, tensor in empty.items():
                 put(model, name, tensor)
 
-    def _modules(self) -> list[nn.Module]:
-        if self._group == 0:
-            return [self._body.embed_tokens]
-        if self._group == len(self._layouts) - 1:
-            return [self._body.norm, self._engine.model.lm_head]
-        return [self._body.layers[self._group - 1]]
+    def _held(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the parameters and buffers that the group uses."""
+        block = self._block
+        if block is not None:
+            module = self._model.get_submodule(block.module)
+            yield from [*module.named_parameters(), *module.named_buffers()]
+        names = self._head.parameters if self._group else self._anatomy.before
+        for name in names if block is None else block.parameters:
+            holder, _, leaf = name.rpartition(".")
+            yield name, getattr(self._model.get_submodule(holder), leaf)
+
+    @property
+    def _block(self) -> Block | None:
+        """The block that the group is; None: the embeddings or the head."""
+        inside = 0 < self._group < len(self._layouts) - 1
+        return self._anatomy.blocks[self._group - 1] if inside else None
 
     def _use(self) -> None:
         """Run every micro-batch through the group that has not passed it yet."""
-        modules = self._modules()
-        if len(modules) == 1 and self._group > 0:  # a layer
-            self._recorder.take_gains(self._group - 1)
-        self._replays.next_layer((repr(modules[0]), getattr(modules[0], "attention_type", None)))
+        block = self._block
+        if block is not None:
+            self._recorder.take_gains(self._group - 1, self._engine.device)
+            self._replays.next_layer(block.kind)
         while self._batch < len(self._batches):
             rows = self._batches[self._batch]
             hidden = self._hidden[self._batch]
             reach(Failpoint.BEFORE_FORWARD, torch.OutOfMemoryError)
-            if self._group == 0:
-                self._hidden[self._batch] = self._enter(rows)
-            elif len(modules) == 1:
-                left = len(self._batches) - self._batch
-                layer = partial(self._layer, modules[0], len(rows))
+            if block is not None:
+                layer = partial(self._layer, block, len(rows))
+                left = len(self._batches) - self._batch if self._alike(block) else 0
                 self._hidden[self._batch] = self._replays.run(layer, hidden, rows, left)
+            elif self._group == 0:
+                self._hidden[self._batch] = self._enter(rows)
             else:
-                self._recorder.sequences = rows
-                self._recorder.loss(modules[0](hidden), modules[1])
+                with self._recorder.passing(NOBODY):
+                    hidden = self._head.hidden(hidden, len(rows))
+                    self._recorder.loss(hidden, self._head, rows)
                 self._hidden[self._batch] = None
             self._batch += 1
 
-    def _layer(self, layer: nn.Module, count: int, hidden: Tensor) -> Tensor:
-        args, arguments = self._calls[count][self._group - 1]
-        output: Any = layer(hidden, *args, **arguments)
-        return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+    def _alike(self, block: Block) -> bool:
+        """Tell whether a block is called with the same for all sequences, but the stream."""
+        given = all(argument.fixed for argument in block.arguments)
+        return given and not any(place.module == block.module for place in self._wanted)
+
+    @cached_property
+    def _wanted(self) -> dict[Place, int]:
+        """What blocks hand to later ones beside the stream, with the last that takes it."""
+        return {
+            place: number
+            for number in range(len(self._anatomy.blocks))
+            for _, place in ends.handed_on(self._anatomy, number)
+        }
+
+    def _layer(self, block: Block, count: int, hidden: Tensor) -> Tensor:
+        number, handed = self._group - 1, self._handed[self._batch]
+        changes: dict[ends.Key, Tensor] = {block.enters.key: hidden} | self._own[self._batch][
+            number
+        ]
+        changes |= {key: handed[place] for key, place in ends.handed_on(self._anatomy, number)}
+        args, kwargs = ends.put_in(self._calls[count][number], changes)
+        output: Any = self._model.get_submodule(block.module)(*args, **kwargs)
+        for place, last in self._wanted.items():
+            if place.module == block.module:
+                handed[place] = place.take((), {}, output)
+            elif last == number:
+                del handed[place]
+        return block.leaves.take((), {}, output)
 
     def _enter(self, rows: range) -> Tensor:
-        """Run the model without its layers; record the arguments that each would have been given.
+        """Run the model up to its blocks; record what each would have been called with.
 
         Masks and rotary embeddings depend on the shape alone, since the texts have no padding. So
-        they are recorded once for each number of rows.
+        they are recorded once for each number of rows, and what is made of the text for each.
         """
-        calls: list[tuple[Any, Any]] = []
-
-        def record(hidden: Tensor, *args: Any, **arguments: Any) -> Tensor:
-            calls.append((args, arguments))
-            return hidden
-
         ids = torch.from_numpy(self._recorder.ids[list(rows)].astype("int64"))
-        self._recorder.sequences = ()
-        with ExitStack() as stack:
-            for layer in self._body.layers:
-                stack.enter_context(replaced(layer, record))
-            stack.enter_context(replaced(self._body.norm, lambda hidden: hidden))
-            output = self._body(input_ids=ids.to(self._engine.device), use_cache=False)
+        with self._recorder.passing(rows, blocks=False):
+            hidden, calls = ends.enter(self._model, self._anatomy, ids.to(self._engine.device))
+        self._own[self._batch] = [
+            ends.made_of_text(block, call)
+            for block, call in zip(self._anatomy.blocks, calls, strict=True)
+        ]
         self._calls.setdefault(len(rows), calls)
-        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _report(self) -> None:

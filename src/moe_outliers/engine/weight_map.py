@@ -30,12 +30,13 @@ from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint import stored as stored_weights
 from moe_outliers.checkpoint.config import Quantisation
 from moe_outliers.checkpoint.stored import Stored
+from moe_outliers.engine.ends import Users
+from moe_outliers.recording.anatomy import Anatomy
 
 Source = tuple[str, Stored]
 """A weight, and before it the pattern of transformers' table that its name matched, or nothing."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_BLOCK = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def torch_dtype(tensor: headers.Tensor) -> torch.dtype:
 
 
 def groups(
-    model: Any, index: Mapping[str, headers.Tensor], quantised: Quantisation | None
+    model: Any,
+    index: Mapping[str, headers.Tensor],
+    quantised: Quantisation | None,
+    anatomy: Anatomy,
 ) -> list[Group]:
     """Assign the weights of a checkpoint to the parts of a model that are needed together.
 
@@ -115,6 +119,7 @@ def groups(
         model: a causal language model of transformers, its parameters on the meta device.
         index: every tensor of the checkpoint by name.
         quantised: how the weights are stored, as `config.quantisation` returns it.
+        anatomy: of the model; what is used nowhere in it is in no group.
 
     Returns:
         The embeddings, each block and the head, in the order of the forward pass.
@@ -122,13 +127,12 @@ def groups(
     Raises:
         ValueError: as `parameters` does.
     """
-    made = [Group("embeddings"), *(Group(f"block {n}") for n in range(len(model.model.layers)))]
-    made.append(Group("head"))
-    for parameter in parameters(model, index, quantised):
-        block = _BLOCK.match(parameter.name)
-        embeds = parameter.name.startswith("model.embed_tokens.")
-        group = made[int(block[1]) + 1] if block else made[0 if embeds else -1]
-        group.parameters.append(parameter)
+    users = Users(model, anatomy)
+    blocks = [f"block {number}" for number in range(len(anatomy.blocks))]
+    made = [Group(name) for name in ("embeddings", *blocks, "head")]
+    for one in parameters(model, index, quantised):
+        for number in users.of(one.name):
+            made[number].parameters.append(one)
     return made
 
 
@@ -262,7 +266,10 @@ def _made(
                 f"{list(expected[name].shape)}, {sources[0][1].name} makes it {list(tensor.shape)}"
             )
         pieces = [Piece(weight) for _, weight in sources]
-        pick = partial(_pick, convert, name)
+
+        def pick(weights: Sequence[torch.Tensor], name: str = name) -> torch.Tensor:
+            return convert(weights)[name]
+
         yield Parameter(name, tuple(tensor.shape), dtype, pieces, conversion=pick)
 
 
@@ -279,14 +286,6 @@ def _convert(
         own.add_tensor(target, name, pattern, weight)
     made = own.convert(target, model=model, config=model.config)
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
-
-
-def _pick(
-    convert: Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]],
-    name: str,
-    weights: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    return convert(weights)[name]
 
 
 def _stacks(converter: WeightConverter) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from moe_outliers.recording.plain import PlainReducer
 from moe_outliers.recording.reducer import Keep, Reducer
-from moe_outliers.recording.sites import Family
 
 KERNELS = True
 """Whether kernels are used where they can be."""
@@ -23,7 +22,6 @@ def reducer(
     keep: Keep,
     delimiter: Tensor,
     alphas: Sequence[float],
-    family: Family,
     kernels: bool | None,
 ) -> Reducer:
     """Choose the reducer for the device that holds the delimiter mask.
@@ -32,16 +30,15 @@ def reducer(
         keep: stores the results.
         delimiter: (sequence, position), bool, the delimiter positions.
         alphas: thresholds, ascending.
-        family: of the model.
         kernels: whether by GPU kernels; None: where they can be used.
     """
     if kernels is None:
         kernels = len(alphas) <= MOST_ALPHAS and usable(delimiter.device)
     if not kernels:
-        return PlainReducer(keep, delimiter, alphas, family)
+        return PlainReducer(keep, delimiter, alphas)
     from moe_outliers.recording.gpu import batched
 
-    return batched.BatchedReducer(keep, delimiter, alphas, family)
+    return batched.BatchedReducer(keep, delimiter, alphas)
 
 
 def usable(device: torch.device) -> bool:

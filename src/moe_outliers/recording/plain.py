@@ -1,29 +1,33 @@
 """Reduces each activation as it comes, in plain torch: the reference, and the way of the CPU."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from moe_outliers.recording import reduction
-from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_of
-from moe_outliers.recording.sites import Family
+from moe_outliers.recording.reducer import Keep, Picks, Routing, total_of
 
 
 class PlainReducer:
     """Reduces each activation when it comes, in plain torch: the reference."""
 
-    def __init__(
-        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
-    ) -> None:
-        self._keep, self._delimiter, self._alphas, self._family = keep, delimiter, alphas, family
+    def __init__(self, keep: Keep, delimiter: Tensor, alphas: Sequence[float]) -> None:
+        self._keep, self._delimiter, self._alphas = keep, delimiter, alphas
 
     def site(
-        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+        self,
+        number: int,
+        sequence: int,
+        x: Tensor,
+        h: Tensor,
+        hits: Tensor,
+        *,
+        eps: float,
+        layer_norm: bool,
     ) -> None:
         """Reduce the output of a norm."""
-        z = reduction.normalised(h, eps=epsilon(norm), layer_norm=self._family.layer_norm)
+        z = reduction.normalised(h, eps=eps, layer_norm=layer_norm)
         values = reduction.site(x, z, self._delimiter[sequence], self._alphas)
         self._kept("site", number, sequence, values)
         hits[sequence] |= x.bfloat16().abs() >= reduction.OUTLIER
@@ -32,9 +36,11 @@ class PlainReducer:
         """Reduce the output of a block."""
         self._kept("block", number, sequence, reduction.residual(h))
 
-    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+    def router(
+        self, number: int, sequence: int, routing: Routing, steps: Sequence[str | Tensor]
+    ) -> None:
         """Reduce what a router returned."""
-        values = reduction.router(*routing, bias, self._family.scores)
+        values = reduction.router(*routing, steps)
         self._kept("moe", number, sequence, values)
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:

@@ -1,7 +1,7 @@
 """The interface of a reducer, which turns activations into statistics, and what all of them use."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +36,15 @@ class Reducer(Protocol):
     """Turns activations into statistics; takes those of one sequence at a time."""
 
     def site(
-        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+        self,
+        number: int,
+        sequence: int,
+        x: Tensor,
+        h: Tensor,
+        hits: Tensor,
+        *,
+        eps: float,
+        layer_norm: bool,
     ) -> None:
         """Take a norm's output x and its input h.
 
@@ -47,14 +55,17 @@ class Reducer(Protocol):
             h: (position, feature).
             hits: (sequence, position, feature), bool: the outlier positions of all sites of this
                 kind, to which those of x are added.
-            norm: the norm itself.
+            eps: what the norm adds to the mean square.
+            layer_norm: whether it subtracts the mean.
         """
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
         """Take the output of a block, (position, feature)."""
 
-    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
-        """Take what a router returned, and the bias that it adds to the scores before it sorts."""
+    def router(
+        self, number: int, sequence: int, routing: Routing, steps: Sequence[str | Tensor]
+    ) -> None:
+        """Take what a router returned, and what its logits go through before they are sorted."""
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the outputs of all `count` experts, sequence by sequence."""
@@ -70,8 +81,3 @@ def total_of(largest: dict[str, Tensor], total: Tensor) -> dict[str, Tensor]:
     """Return the whole MLP's output at each expert's largest value; 0 for an unpicked expert."""
     unpicked = largest["expert_max_feature"] < 0
     return {"expert_total": torch.where(unpicked, 0.0, total.float())}
-
-
-def epsilon(norm: Any) -> float:
-    """Return what a norm adds to the variance."""
-    return getattr(norm, "variance_epsilon", None) or norm.eps

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_outliers.recording.anatomy import SCORES
+
 OUTLIER = 6.0
 """The magnitude of Dettmers et al. 2022 that variables with a fixed threshold use."""
 
@@ -24,6 +26,17 @@ HEAD_SLICE = 256
 
 It also fixes the shape of the matrix product, on which the last bits of its results depend.
 """
+
+
+def by_row(tensor: Tensor, rows: int) -> Tensor:
+    """Return (row, position, …) of activations; models may run the positions of all rows together.
+
+    Args:
+        tensor: (row, position, …), or (row times position, feature).
+        rows: how many.
+    """
+    apart = tensor.dim() > 2 and tensor.shape[0] == rows
+    return tensor if apart else tensor.reshape(rows, -1, *tensor.shape[1:])
 
 
 def normalised(h: Tensor, *, eps: float, layer_norm: bool) -> Tensor:
@@ -136,7 +149,7 @@ def residual(h: Tensor) -> dict[str, Tensor]:
 
 
 def router(
-    logits: Tensor, weights: Tensor, picked: Tensor, bias: Tensor | None, scores: str
+    logits: Tensor, weights: Tensor, picked: Tensor, steps: Sequence[str | Tensor]
 ) -> dict[str, Tensor]:
     """Reduce one router.
 
@@ -144,13 +157,13 @@ def router(
         logits: (position, expert), the router's logits over all experts.
         weights: (position, k), routing weights as the router returns them.
         picked: (position, k), the picked experts, in the same order.
-        bias: (expert,), the correction that `sigmoid` routers add before they sort; else None.
-        scores: what the top-k sorts: softmax, logits or sigmoid.
+        steps: what the logits go through before the largest are picked: names of
+            `anatomy.SCORES`, and (expert,), what is added.
 
     Returns:
         route (position, k), router_entropy and router_margin (nats; units of the sorted scores).
     """
-    route, entropy, margin = routing(logits, weights, picked, bias, scores)
+    route, entropy, margin = routing(logits, weights, picked, steps)
     return {
         "route": route,
         "router_entropy": entropy.mean(),
@@ -159,7 +172,7 @@ def router(
 
 
 def routing(
-    logits: Tensor, weights: Tensor, picked: Tensor, bias: Tensor | None, scores: str
+    logits: Tensor, weights: Tensor, picked: Tensor, steps: Sequence[str | Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return route, entropy and margin of each position: as `router`, before the means."""
     logits, k = logits.float(), picked.shape[1]
@@ -167,18 +180,30 @@ def routing(
     falling = torch.sort(
         weights.float().gather(1, by_expert), dim=1, descending=True, stable=True
     ).indices
-    probability = logits.softmax(1)
-    sorted_by = logits
-    if scores == "softmax":
-        sorted_by = probability
-    elif scores == "sigmoid":
-        sigmoid = logits.sigmoid()
-        probability = sigmoid / sigmoid.sum(1, keepdim=True)
-        sorted_by = sigmoid if bias is None else sigmoid + bias
+    probability, sorted_by = _scores(logits, steps)
     entropy = torch.special.entr(probability).sum(1)
     best = sorted_by.topk(min(k + 1, sorted_by.shape[1]), dim=1).values
     route = picked.gather(1, by_expert).gather(1, falling)
     return route, entropy, best[:, k - 1] - best[:, -1]
+
+
+def _scores(logits: Tensor, steps: Sequence[str | Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the routing distribution, and what is sorted, each (position, expert).
+
+    The distribution is that of the scores before anything is added; of the logits by softmax, where
+    they are sorted as they are, or by scores that may be negative.
+    """
+    scores, distribution = logits, logits.softmax(1)
+    for step in steps:
+        if isinstance(step, Tensor):
+            scores = scores + step
+            continue
+        scores = SCORES[step](scores)
+        if step == "softmax":
+            distribution = scores
+        elif step != "tanh":
+            distribution = scores / scores.sum(1, keepdim=True)
+    return distribution, scores
 
 
 def experts(raw: Tensor, weighted: Tensor, picked: Tensor, count: int) -> dict[str, Tensor]:

@@ -143,10 +143,10 @@ REFUSALS = {
     "pickled weights only": (_pickled_only, "pickled weights are never opened"),
     "too many layers": (lambda f: _config(f, num_hidden_layers=10**9), "must be a whole number"),
     "negative width": (lambda f: _config(f, hidden_size=-1), "hidden_size is -1"),
-    "unknown family": (lambda f: _config(f, model_type="llama"), "unknown family 'llama'.*sites"),
-    "unknown family with code": (
+    "no decoder": (lambda f: _config(f, model_type="vit"), "no causal language model.*'vit'"),
+    "unknown type with code": (
         lambda f: _config(f, model_type="evil", auto_map={"AutoModelForCausalLM": "evil.Evil"}),
-        "unknown family 'evil'.*never remote code",
+        "no causal language model of model_type 'evil'; code of a repository is never run",
     ),
     "config with NaN": (lambda f: (f / "config.json").write_text('{"a": NaN}'), "no valid JSON"),
     "config nested": (lambda f: (f / "config.json").write_text("[" * 10**5), "nested too deeply"),

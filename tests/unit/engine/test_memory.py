@@ -94,12 +94,14 @@ def test_needs_follow_from_the_model_and_grow_with_what_is_asked(tiny_checkpoint
     with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
     how = {"sequences": 4, "tokens": 64, "micro_batch": 1, "alphas": 9}
-    base = memory.needs(engine.model, engine.layouts, **how)
+    base = memory.needs(engine.model, engine.anatomy, engine.layouts, **how)
     experts = 8 * (64 * 128 + 64 * 64) * 2  # bytes of a block's two expert weights in bfloat16
     assert base.work == experts
     assert experts / 4 < base.slot < experts
     for key, field in [("sequences", "states"), ("tokens", "forward"), ("micro_batch", "forward")]:
-        more = memory.needs(engine.model, engine.layouts, **how | {key: how[key] * 4})
+        more = memory.needs(
+            engine.model, engine.anatomy, engine.layouts, **how | {key: how[key] * 4}
+        )
         assert getattr(more, field) > 2 * getattr(base, field), key
         assert dataclasses.replace(more, states=0, forward=0) == dataclasses.replace(
             base, states=0, forward=0
@@ -111,7 +113,13 @@ def test_what_was_chosen_for_lack_of_memory_is_in_the_plan(tiny_checkpoint, monk
     with closing(Folder(folder, headers.shards(folder))) as source:
         engine = streamed.Streamed(source, device="cpu", dtype="auto")
         tight = memory.needs(
-            engine.model, engine.layouts, sequences=5, tokens=64, micro_batch=1, alphas=5
+            engine.model,
+            engine.anatomy,
+            engine.layouts,
+            sequences=5,
+            tokens=64,
+            micro_batch=1,
+            alphas=5,
         ).device(0)
         monkeypatch.setattr(host_memory, "free_bytes", lambda: max(tight, 0) + 10_000)
         monkeypatch.setattr(memory, "HOST_BYTES", 0)

@@ -3,6 +3,7 @@ import shutil
 import threading
 from collections import Counter
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from support.running import ALPHAS, DELIMITER, IDS, hold, remote, stream, taken
 from moe_outliers import failpoints, progress
 from moe_outliers.checkpoint import download, headers
 from moe_outliers.checkpoint.source import Folder
-from moe_outliers.engine import dequantise, streamed
+from moe_outliers.engine import dequantise, resident, streamed
 from moe_outliers.recording.accumulator import Accumulator
+from moe_outliers.recording.oracles import NotAsObservedError
 from moe_outliers.recording.recorder import Recorder
 
 
@@ -224,3 +226,24 @@ def test_progress_says_how_far_it_is(tiny_checkpoint, monkeypatch):
     assert lines[0].startswith("prefetch depth 1: ")
     pattern = r"(embeddings|block \d|head) of 2: 0\.\d of 0\.\d GB, \d+\.\d\d GB/s, \d+ s left"
     assert [line for line in lines if re.fullmatch(pattern, line)][-1].startswith("head")
+
+
+@pytest.mark.parametrize("way", ["streamed", "resident"])
+def test_a_model_that_does_something_else_than_was_observed_stops_the_run(way, tiny_checkpoint):
+    folder = tiny_checkpoint("qwen3_moe")
+
+    def spoilt(model):
+        norm = model.model.layers[0].post_attention_layernorm
+        norm.register_forward_hook(lambda module, args, x: x + 0.125)
+        return model
+
+    with closing(Folder(folder, headers.shards(folder))) as source:
+        if way == "streamed":
+            engine = streamed.Streamed(source, device="cpu", dtype="float32")
+            model, run = spoilt(engine.model), engine.run
+        else:
+            model = spoilt(resident.load(folder, device="cpu", dtype="float32"))
+            run = partial(resident.run, model)
+        with pytest.raises(NotAsObservedError, match=r"0\.post_attention_layernorm: does not ret"):
+            taken(model, run)
+        assert not any(inner._forward_pre_hooks for inner in model.model.layers.modules())

@@ -183,3 +183,20 @@ def test_a_tokens_file_survives_its_round_trip(tmp_path):
     table = tokenization.windows(cut, mini_tokenizers.make("bytes-800"), tokens=64, bos="none")
     parquet.write(table, tmp_path / "tokens.parquet")
     assert parquet.read(tmp_path / "tokens.parquet", tokenization.SCHEMA).equals(table)
+
+
+@pytest.mark.parametrize("checkpoint", ["mini-olmoe"], indirect=True)
+def test_a_forward_pass_of_nobody_knows_whom_is_an_error(checkpoint):
+    name, folder = checkpoint
+    ids, delimiter = tokens_of(name)
+    model = resident.load(folder, device="cpu", dtype="bfloat16")
+    recorder = Recorder(model, ids, delimiter, reference.ALPHAS)
+    some = torch.from_numpy(ids[:1]).long()
+    with pytest.raises(RuntimeError, match="nobody said which sequences"):
+        model(input_ids=some)
+    with recorder.passing([0]):
+        model(input_ids=some)
+    with pytest.raises(RuntimeError, match="nobody said which sequences"):
+        model(input_ids=some)
+    recorder.close()
+    model(input_ids=some)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from moe_outliers.recording import reducer, reduction
 from moe_outliers.recording.gpu import launch
-from moe_outliers.recording.reducer import Keep, Picks, Routing, epsilon, total_of
-from moe_outliers.recording.sites import Family
+from moe_outliers.recording.reducer import Keep, Picks, Routing, total_of
 
 
 @dataclass
@@ -39,12 +38,10 @@ Key = tuple[str, int, str]
 class BatchedReducer:
     """Holds activations, and reduces those of several sequences together."""
 
-    def __init__(
-        self, keep: Keep, delimiter: Tensor, alphas: Sequence[float], family: Family
-    ) -> None:
-        self._keep, self._family = keep, family
+    def __init__(self, keep: Keep, delimiter: Tensor, alphas: Sequence[float]) -> None:
+        self._keep = keep
         self._delimiter, self._kinds = delimiter, launch.kinds(delimiter)
-        self._compiled = False
+        self._compiled: set[bool] = set()
         self._alphas = torch.tensor(alphas, dtype=torch.float32, device=delimiter.device)
         self._held: dict[Key, Held] = {}
         self._captured: dict[Key, Held] | None = None
@@ -53,24 +50,34 @@ class BatchedReducer:
         self._on_device: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def site(
-        self, number: int, sequence: int, x: Tensor, h: Tensor, hits: Tensor, *, norm: Any
+        self,
+        number: int,
+        sequence: int,
+        x: Tensor,
+        h: Tensor,
+        hits: Tensor,
+        *,
+        eps: float,
+        layer_norm: bool,
     ) -> None:
         """Hold the output of a norm."""
-        if not self._compiled:
+        if layer_norm not in self._compiled:
             with self._on_device:
-                how = {"layer_norm": self._family.layer_norm}
+                how = {"layer_norm": layer_norm}
                 launch.compile_all(h, self._delimiter[:1], self._alphas, **how)
-            self._compiled = True
-        fixed = hits, epsilon(norm)
+            self._compiled.add(layer_norm)
+        fixed = hits, eps, layer_norm
         self._hold(("site", number, "norm"), sequence, (x.contiguous(), h.contiguous()), fixed)
 
     def block(self, number: int, sequence: int, h: Tensor) -> None:
         """Hold the output of a block."""
         self._hold(("block", number, "residual"), sequence, (h.contiguous(),), ())
 
-    def router(self, number: int, sequence: int, routing: Routing, bias: Tensor | None) -> None:
+    def router(
+        self, number: int, sequence: int, routing: Routing, steps: Sequence[str | Tensor]
+    ) -> None:
         """Hold what a router returned."""
-        self._hold(("moe", number, "router"), sequence, routing, (bias,))
+        self._hold(("moe", number, "router"), sequence, routing, tuple(steps))
 
     def experts(self, picks: Picks, count: int, sequences: int) -> list[dict[str, Tensor]]:
         """Reduce the outputs of the experts at once: they are too large to be held."""
@@ -121,9 +128,9 @@ class BatchedReducer:
     ) -> None:
         held = self._held if self._captured is None else self._captured
         if key not in held:
-            # The next layer's parameters will lie where the router's bias lies now.
+            # The next layer's parameters will lie where those of this router lie now.
             if key[2] == "router" and self._captured is None:
-                fixed = tuple(None if bias is None else bias.clone() for bias in fixed)
+                fixed = tuple(part.clone() if isinstance(part, Tensor) else part for part in fixed)
             held[key] = Held(fixed)
         held[key].rows.append((sequence, tensors))
         if self._captured is None:
@@ -137,13 +144,12 @@ class BatchedReducer:
         if kind == "residual":
             return launch.residuals(parts[0])
         if kind == "router":
-            (bias,) = fixed
-            return launch.routers(list(zip(*parts, strict=True)), bias, self._family.scores)
+            return launch.routers(list(zip(*parts, strict=True)), fixed)
         if kind == "experts":
             *values, total = map(torch.stack, parts)
             largest = dict(zip(*fixed, values, strict=True))
             return largest | total_of(largest, total)
-        hits, eps = fixed
+        hits, eps, layer_norm = fixed
         xs, hs = parts
         return launch.sites(
             xs,
@@ -152,7 +158,7 @@ class BatchedReducer:
             [hits[sequence] for sequence in sequences],
             alphas=self._alphas,
             eps=eps,
-            layer_norm=self._family.layer_norm,
+            layer_norm=layer_norm,
         )
 
 

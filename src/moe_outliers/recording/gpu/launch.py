@@ -238,11 +238,11 @@ def experts(picks: Any, count: int, sequences: int) -> list[dict[str, Tensor]]:
 
 
 def routers(
-    outputs: Sequence[tuple[Tensor, Tensor, Tensor]], bias: Tensor | None, scores: str
+    outputs: Sequence[tuple[Tensor, Tensor, Tensor]], steps: Sequence[str | Tensor]
 ) -> dict[str, Tensor]:
-    """Reduce one router; outputs: logits, weights and picks of each sequence."""
+    """Reduce one router; outputs: logits, weights and picks of each sequence; steps as there."""
     logits, weights, picked = (torch.cat(part) for part in zip(*outputs, strict=True))
-    route, entropy, margin = reduction.routing(logits, weights, picked, bias, scores)
+    route, entropy, margin = reduction.routing(logits, weights, picked, steps)
     count = len(outputs)
     means = _add(torch.stack([entropy, margin], 1).double().view(count, -1, 2))
     means /= len(entropy) // count

@@ -1,0 +1,1 @@
+"""How a model that runs without weights is followed, and what that shows: see `observed`."""
