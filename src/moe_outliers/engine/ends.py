@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_outliers.recording.anatomy import Anatomy, Block, Place
+from moe_outliers.recording.oracles import NotAsObservedError
 from moe_outliers.recording.reduction import by_row
+from moe_outliers.recording.tracing.trail import tensors_of
 
 Key = tuple[int | str, ...]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -223,6 +225,31 @@ def made_of_text(block: Block, call: Call) -> dict[Key, Tensor]:
     args, kwargs = call
     mine = [one.key for one in block.arguments if not one.fixed and one.since < 0]
     return {key: Place(block.module, "input", key).take(args, kwargs) for key in mine}
+
+
+def check_fixed(anatomy: Anatomy, calls: Sequence[Call], others: Sequence[Call]) -> None:
+    """Make sure that what should not depend on the text is the same in the calls of two texts.
+
+    Raises:
+        NotAsObservedError: if it is not: blocks would run with something of another text.
+    """
+    compared: set[int] = set()
+    for block, call, other in zip(anatomy.blocks, calls, others, strict=True):
+        own = {one.key for one in block.arguments if not one.fixed}
+        for (key, tensor), (_, mine) in zip(_tensors(call), _tensors(other), strict=True):
+            if key in own or id(tensor) in compared:
+                continue
+            compared.add(id(tensor))  # most are those of all blocks
+            if not torch.equal(tensor, mine):
+                raise NotAsObservedError(
+                    f"{block.module} is called with something of the text ({key}), which was not "
+                    f"observed of {anatomy.model_type} without its weights: {RESIDENT}"
+                )
+
+
+def _tensors(call: Call) -> list[tuple[Key, Tensor]]:
+    args, kwargs = call
+    return [*tensors_of(args), *tensors_of(kwargs)]
 
 
 def refuse_unstreamable(anatomy: Anatomy) -> None:

@@ -155,6 +155,7 @@ class _LayerPass:
         self.rate = progress.Rate(tell, total, len(self._layouts) - 2)
         self._hidden: list[Any] = [None] * len(batches)
         self._calls: dict[int, list[ends.Call]] = {}
+        self._compared = False  # the calls of two texts
         self._own: list[list[dict[ends.Key, Tensor]]] = [[] for _ in batches]
         self._handed: list[dict[Place, Tensor]] = [{} for _ in batches]
         self._group = self._batch = 0  # the next to be computed
@@ -336,7 +337,10 @@ class _LayerPass:
             ends.made_of_text(block, call)
             for block, call in zip(self._anatomy.blocks, calls, strict=True)
         ]
-        self._calls.setdefault(len(rows), calls)
+        known = self._calls.setdefault(len(rows), calls)
+        if known is not calls and not self._compared:
+            ends.check_fixed(self._anatomy, known, calls)
+            self._compared = True
         return hidden
 
     def _report(self) -> None:

@@ -121,18 +121,19 @@ def test_experts_are_reduced_as_the_reference_does(dtype, weights_dtype):
         assert torch.equal(other[name].to(value.dtype), value), name
 
 
-@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "logits"])
-def test_routers_are_reduced_as_the_reference_does(scores):
+@pytest.mark.parametrize("functions", [("softmax",), ("sigmoid",), ("softplus", "sqrt"), ()])
+def test_routers_are_reduced_as_the_reference_does(functions):
     random = torch.Generator().manual_seed(6)
-    bias = torch.rand(9, generator=random).to(DEVICE) if scores == "sigmoid" else None
+    bias = torch.rand(9, generator=random).to(DEVICE)
+    steps = (*functions, bias) if functions == ("sigmoid",) else functions
     outputs = []
     for _ in range(3):
         logits = torch.randn((70, 9), generator=random).to(DEVICE)
         weights, picked = logits.softmax(1).topk(3, sorted=False)
         outputs.append((logits, weights.bfloat16(), picked))
-    found = launch.routers(outputs, bias, scores)
+    found = launch.routers(outputs, steps)
     for number, output in enumerate(outputs):
-        wanted = reduction.router(*output, bias, scores)
+        wanted = reduction.router(*output, steps)
         assert torch.equal(found["route"][number], wanted["route"])
         for name in ("router_entropy", "router_margin"):
             torch.testing.assert_close(found[name][number].float(), wanted[name])

@@ -200,3 +200,25 @@ def test_a_forward_pass_of_nobody_knows_whom_is_an_error(checkpoint):
         model(input_ids=some)
     recorder.close()
     model(input_ids=some)
+
+
+@pytest.mark.parametrize(
+    ("steps", "score", "share"),
+    [
+        (("softmax",), lambda p: p.softmax(1), lambda p: p.softmax(1)),
+        ((), lambda p: p, lambda p: p.softmax(1)),
+        (("sigmoid",), lambda p: p.sigmoid(), lambda p: p.sigmoid() / p.sigmoid().sum(1)[:, None]),
+        (("tanh",), lambda p: p.tanh(), lambda p: p.softmax(1)),
+    ],
+)
+def test_a_margin_is_of_what_is_sorted_and_an_entropy_of_what_is_before_the_bias(
+    steps, score, share
+):
+    random = torch.Generator().manual_seed(0)
+    logits, bias = torch.randn((20, 9), generator=random), torch.rand(9, generator=random)
+    weights, picked = (score(logits) + bias).topk(3)
+    _, entropy, margin = reduction.routing(logits, weights, picked, (*steps, bias))
+    falling = (score(logits) + bias).sort(descending=True).values
+    p = share(logits)
+    torch.testing.assert_close(margin, falling[:, 2] - falling[:, 3])
+    torch.testing.assert_close(entropy, -(p * p.log()).sum(1))

@@ -6,6 +6,8 @@ And what is measured is the same streamed, resident, and by plain transformers.
 import re
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from moe_outliers.checkpoint import headers
 from moe_outliers.checkpoint.source import Folder
 from moe_outliers.engine import resident, streamed
 from moe_outliers.recording.observed import observe
-from moe_outliers.recording.oracles import Oracles
+from moe_outliers.recording.oracles import NotAsObservedError, Oracles
 from moe_outliers.recording.recorder import Recorder
 
 FAST = zoo.here(zoo.FAST)
@@ -159,3 +161,20 @@ def test_types_without_a_tiny_configuration_are_observed_at_full_size(name):
 def test_what_cannot_be_measured_is_refused_with_the_reason(name):
     with pytest.raises(ValueError, match=re.escape(zoo.REFUSED[name])):
         observe(zoo.outline(name))
+
+
+def test_what_depends_on_the_text_and_was_taken_for_fixed_stops_the_run(tmp_path):
+    zoo.build("gemma4_text").save_pretrained(tmp_path)
+    with closing(Folder(tmp_path, headers.shards(tmp_path))) as source:
+        engine = streamed.Streamed(source, device="cpu", dtype="float32")
+        blocks = [
+            replace(block, arguments=tuple(replace(one, fixed=True) for one in block.arguments))
+            for block in engine.anatomy.blocks
+        ]
+        engine.anatomy = replace(engine.anatomy, blocks=tuple(blocks))
+        with pytest.raises(NotAsObservedError, match=r"layers\.0 is called with something of the"):
+            recorded(engine.model, partial(one_by_one, engine))
+
+
+def one_by_one(engine, recorder, wanted, *, micro_batch, progress):
+    return engine.run(recorder, wanted, micro_batch=1, progress=progress)
