@@ -80,6 +80,7 @@ FLOORS = {
         {"commands", "renting", "job"},
         {"context", "remote"},
         {"ledger", "task"},
+        {"lease"},
         {"failures", "needs", "settings", "digests"},
         {"api"},
         {"pod", "failpoints", "limits"},

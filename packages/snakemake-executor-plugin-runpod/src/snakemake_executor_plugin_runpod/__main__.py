@@ -19,7 +19,9 @@ import typer
 from snakemake_executor_plugin_runpod.api.errors import ApiError, printable
 from snakemake_executor_plugin_runpod.api.model import PodApi
 from snakemake_executor_plugin_runpod.api.open import find_key, open_api
+from snakemake_executor_plugin_runpod.api.retry import insist
 from snakemake_executor_plugin_runpod.commands import rows as views
+from snakemake_executor_plugin_runpod.commands.doctor import ask, examine
 from snakemake_executor_plugin_runpod.commands.text import table
 from snakemake_executor_plugin_runpod.ledger import FOLDER, Ledger
 from snakemake_executor_plugin_runpod.limits import limits
@@ -45,8 +47,12 @@ def list_pods(
     directory: Directory = Path(), api: Transport = "auto", as_json: AsJson = False
 ) -> None:
     """List the pods that may be alive: what the ledger says against what RunPod says."""
-    seen = open_api(api).pods() if find_key() else None
-    found = views.pods(_ledger(directory), seen)
+    ledger, seen = _ledger(directory), None
+    if find_key():
+        service = open_api(api)
+        ask(service, ledger)
+        seen = insist(service.pods)
+    found = views.pods(ledger, seen)
     if seen is None:
         typer.echo("RUNPOD_API_KEY is not set: this is the ledger alone", err=True)
     _print(found, as_json, "no pod is alive" if seen is not None else "the ledger has no open pod")
@@ -100,7 +106,7 @@ def ssh(
     Only the host key that the run saw is accepted, once it has seen one.
     """
     lease = views.find(_ledger(directory), name)
-    view = open_api(api).pod(lease.id) if lease.id else None
+    view = insist(open_api(api).pod, lease.id) if lease.id else None
     if view is None or view.endpoint is None:
         raise ValueError(f"pod {lease.id or lease.name} of {lease.title} has no port for SSH now")
     folder = (directory / FOLDER).absolute()
@@ -126,7 +132,7 @@ def offers(api: Transport = "auto", as_json: AsJson = False) -> None:
 
     month, listed = price_list()
     if find_key():
-        listed = open_api(api).offers()
+        listed = insist(open_api(api).offers)
     else:
         typer.echo(f"RUNPOD_API_KEY is not set: these are the prices of {month}", err=True)
     _print(views.offers(listed), as_json, "RunPod offers nothing")
@@ -143,26 +149,31 @@ def reap(
     service, ledger = open_api(api), _ledger(directory)
     if holder := ledger.claim():
         raise ValueError(f"the pods of this folder are in use by {holder}: interrupt that run")
-    found = views.pods(ledger, service.pods())
-    if not everything:
-        found = [pod for pod in found if pod["state"] != "of another folder"]
-    if not found:
-        typer.echo("no pod is alive")
-        return
-    _print(found, False, "")
-    if not yes:
-        typer.confirm(f"End {len(found)} pods?", abort=True)
-    if left := asyncio.run(_end(service, ledger, found)):
-        typer.echo(f"may still be alive, or turn up: {', '.join(left)}; reap again", err=True)
+    ask(service, ledger)
+    found = views.pods(ledger, insist(service.pods))
+    foreign = [pod for pod in found if pod["state"] == "of another account"]
+    others = [pod for pod in found if pod["state"] == "of another folder"]
+    found = [pod for pod in found if pod not in foreign and (everything or pod not in others)]
+    if found:
+        _print(found, False, "")
+        if not yes:
+            typer.confirm(f"End {len(found)} pods?", abort=True)
+        if left := asyncio.run(_end(service, ledger, found)):
+            typer.echo(f"may still be alive, or turn up: {', '.join(left)}; reap again", err=True)
+            raise typer.Exit(1)
+    if foreign:
+        names = ", ".join(str(pod["pod"] or pod["name"]) for pod in foreign)
+        typer.echo(f"rented with another API key, which alone can end them: {names}", err=True)
         raise typer.Exit(1)
-    typer.echo("no pod is alive any more")
+    if others and not everything:
+        typer.echo(f"no pod of this folder is alive; of other folders {len(others)} are: see --all")
+        return
+    typer.echo(f"no pod is alive{' any more' if found else ''}")
 
 
 @app.command()
 def doctor(directory: Directory = Path(), api: Transport = "auto") -> None:
     """Check what renting needs; every fault comes with its fix."""
-    from snakemake_executor_plugin_runpod.commands.doctor import examine
-
     findings = list(examine(directory, api))
     for finding in findings:
         mark = "ok   " if finding.good else "FAULT"

@@ -17,19 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snakemake_interface_common.exceptions import WorkflowError
+
 from snakemake_executor_plugin_runpod import settings as chosen
 from snakemake_executor_plugin_runpod.api.errors import ApiError
 from snakemake_executor_plugin_runpod.api.model import Offer
 from snakemake_executor_plugin_runpod.api.open import find_key, open_api
 from snakemake_executor_plugin_runpod.commands.text import farewell, table
-from snakemake_executor_plugin_runpod.job.from_snakemake import title
+from snakemake_executor_plugin_runpod.job.from_snakemake import submitted, title
 from snakemake_executor_plugin_runpod.ledger import FOLDER, Ledger
 from snakemake_executor_plugin_runpod.needs import Needs, needs
 from snakemake_executor_plugin_runpod.renting.money import Estimate, estimate
 from snakemake_executor_plugin_runpod.renting.offers import Candidate, candidates, price_list
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 
-HEAD = ("job", "GPU, the first choice first", "$/h", "disk GB", "minutes", "low $", "$", "high $")
+HEAD = (
+    "job",
+    "GPU, the first choice first",
+    "$/h with disk",
+    "disk GB",
+    "minutes",
+    "low $",
+    "$",
+    "high $",
+)
 NAMED = 3
 """Kinds of GPU that a row names."""
 
@@ -55,7 +66,12 @@ class Row:
     @property
     def dollars(self) -> tuple[float, float, float]:
         """Low, expected and high."""
-        return self.time.cost(self.pods[0].price or 0) if self.pods else (0.0, 0.0, 0.0)
+        return self.time.cost(self.hourly) if self.pods else (0.0, 0.0, 0.0)
+
+    @property
+    def hourly(self) -> float:
+        """Dollars an hour of its first choice, with its disk."""
+        return (self.pods[0].price or 0) + self.need.disk_usd_per_h
 
     def cells(self) -> tuple[str, ...]:
         """Return what the table says."""
@@ -66,7 +82,7 @@ class Row:
         return (
             self.title,
             ", ".join(kinds[:NAMED]) + more,
-            f"{self.pods[0].price:.2f}",
+            f"{self.hourly:.2f}",
             f"{self.need.disk_gb}",
             f"{self.time.expected:.0f}",
             *(f"{value:.2f}" for value in self.dollars),
@@ -115,6 +131,8 @@ def lines(found: Sequence[Row], settings: ExecutorSettings, source: str) -> list
         *table([HEAD, *(row.cells() for row in found), total], numbers=len(HEAD) - 2),
         f"  The budget of a run is ${budget:.2f}: when it is spent, all pods are ended.",
     ]
+    if guessed := sum(row.need.is_guess for row in found):
+        said.append(f"  {guessed} of them say nothing of their time: give them a `runtime`.")
     if low > budget:
         said.append("  Even the low estimate is over the budget: raise --runpod-budget.")
     elif expected > budget:
@@ -139,21 +157,27 @@ def prices(settings: ExecutorSettings) -> tuple[list[Offer], str]:
 def _show(workflow: Any) -> None:
     """Say it when the process ends: only then is it known which jobs would have run."""
     with suppress(AttributeError, BrokenPipeError):  # ended before there was a graph of jobs
-        jobs = [job for job in workflow.dag.jobs if workflow.dag.finished(job) and _remote(job)]
+        dag = workflow.dag
+        jobs = submitted(job for job in dag.jobs if dag.finished(job) and _remote(job))
+        behind = sorted({job.rule.name for job in dag.checkpoint_jobs if dag.finished(job)})
         if not (workflow.dryrun and chosen.latest and jobs):
             return
         settings = chosen.latest[0]
         try:
             settings.check()
             named = sorted((title(job), needs(dict(job.resources.items()))) for job in jobs)
-        except ValueError as error:
+        except (ValueError, WorkflowError) as error:
             print(f"runpod: {error}", file=sys.stderr)
             return
         if settings.node:
             print(f"The {len(named)} remote jobs would run on {settings.node}.", file=sys.stderr)
             return
         offers, source = prices(settings)
-        print("\n".join(lines(rows(named, settings, offers), settings, source)), file=sys.stderr)
+        said = lines(rows(named, settings, offers), settings, source)
+        if behind:
+            names = ", ".join(behind)
+            said.append(f"  Not counted: jobs that are known only after the checkpoint {names}.")
+        print("\n".join(said), file=sys.stderr)
         sys.stderr.flush()
 
 

@@ -15,9 +15,11 @@ import shlex
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+from snakemake_executor_plugin_runpod.lease import Lease, intended, is_sound
 
 FOLDER = Path(".snakemake/runpod")
 RECIPES = "recipes"
@@ -25,81 +27,7 @@ RECIPES = "recipes"
 PREFIX = "snakemake"
 """With it begins the name of every pod."""
 
-EVENTS = {
-    "intent": ("key", "title", "fingerprint", "run", "gpu", "gpus", "rate", "outputs"),
-    "created": (),
-    "phase": (),
-    "fetched": ("products",),
-    "superseded": (),
-    "silent": ("dies",),
-    "terminating": (),
-    "gone": (),
-    "refused": (),
-    "kept": (),
-}
-"""What an entry may tell, and the facts that it must come with."""
-
 Json = dict[str, Any]
-
-
-@dataclass
-class Lease:
-    """One attempt to have one pod for one job, as the ledger tells it.
-
-    Attributes:
-        name: of the pod, unique to this attempt.
-        key: of the job; `title` is its name for people.
-        fingerprint: of what the job computes; a pod is taken over for an equal one only.
-        run: of the controller that asked for it.
-        rate: dollars an hour, once it is known; before that what was quoted.
-        id: of the pod; None while it is not known whether there is one.
-        host_key: of its sshd, from the first login on.
-        ended: when the service accepted to end it; None while it may be billed.
-        dies: when it must have ended itself, having heard nothing; None while it hears from here.
-        gone: it is proven that there is no such pod any more, or that there never was.
-        products: digests of the outputs that were fetched whole, by path; None before that.
-        superseded: what it made is not used again: Snakemake knows of it, or wants it anew.
-    """
-
-    name: str
-    key: str
-    title: str
-    fingerprint: str
-    run: str
-    gpu: str
-    gpus: int
-    rate: float
-    asked: float
-    outputs: list[str]
-    id: str | None = None
-    created: float | None = None
-    host_key: str | None = None
-    machine: str | None = None
-    phase: str = "asked for"
-    ended: float | None = None
-    dies: float | None = None
-    gone: bool = False
-    refused: bool = False
-    kept: bool = False
-    products: dict[str, str] | None = None
-    superseded: bool = False
-
-    @property
-    def job(self) -> str:
-        """The job's name on its machine: another one if it computes something else."""
-        return f"{self.key}-{self.fingerprint[:12]}"
-
-    @property
-    def open(self) -> bool:
-        """Whether a pod of this name may be alive."""
-        return not (self.gone or self.refused)
-
-    def cost(self, now: float) -> float:
-        """Return the dollars that it has cost until now; an estimate, not RunPod's bill."""
-        if self.created is None:
-            return 0.0
-        end = min(self.ended or now, self.dies or now)
-        return self.rate * max(0.0, end - self.created) / 3600
 
 
 class Ledger:
@@ -108,23 +36,75 @@ class Ledger:
     Attributes:
         leases: every attempt by the name of its pod, in order.
         run: names this controller.
+        account: digest of the account whose pods are asked about; see `Lease`.
+        keyed: digest of the API key in use; empty while there is none.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self.folder = folder
         self.run = secrets.token_hex(4)
+        self.account = self.keyed = ""
         self.leases: dict[str, Lease] = {}
         self._path = folder / "ledger.jsonl"
         self._file: TextIO | None = None
         self._lock: TextIO | None = None
         for entry in self._entries():
             self._apply(entry)
+        copied = [name for name, lease in self.leases.items() if not self._is_of_here(lease)]
+        for name in copied:
+            del self.leases[name]
+
+    @property
+    def home(self) -> str:
+        """What this folder is known by: its ledger's inode, which moves with it, and its place."""
+        try:
+            inode = self.folder.stat().st_ino
+        except OSError:
+            inode = 0
+        return f"{inode}@{self._place}"
+
+    @property
+    def _place(self) -> str:
+        return f"{socket.gethostname()}:{os.path.realpath(self.folder.parent.parent)}"
+
+    def _is_of_here(self, lease: Lease) -> bool:
+        """Tell whether a pod is of this folder, and not of one that this is a copy of."""
+        if not lease.home:  # of an earlier version: a machine that is not rented has no price
+            return lease.name.startswith(self.prefix) or not lease.rate
+        inode, _, place = lease.home.partition("@")
+        if lease.home == self.home or inode == self.home.partition("@")[0] or place == self._place:
+            return True
+        host, _, folder = place.partition(":")
+        if host != socket.gethostname():
+            return False
+        try:
+            return str(Path(folder, FOLDER).stat().st_ino) != inode
+        except OSError:
+            return True  # it has moved here from there
+
+    def know(self, key: str, account: str | None) -> None:
+        """Learn whose pods are asked about, before any is asked for.
+
+        Args:
+            key: of the API.
+            account: what the API calls the account; None where it does not tell.
+        """
+        self.keyed = self.seal(key)[:16]
+        self.account = hashlib.sha256(account.encode()).hexdigest()[:16] if account else ""
+
+    def is_foreign(self, lease: Lease) -> bool:
+        """Tell whether a pod may be of another account than that of the key in use.
+
+        Of such a pod it proves nothing that this key does not see it.
+        """
+        if not (self.keyed and lease.keyed) or lease.keyed == self.keyed:
+            return False
+        return not (self.account and lease.account == self.account)
 
     @property
     def prefix(self) -> str:
         """With what the names of the pods of this working directory begin."""
-        where = f"{socket.gethostname()}:{os.path.realpath(self.folder.parent.parent)}"
-        return f"{PREFIX}-{hashlib.sha256(where.encode()).hexdigest()[:8]}-"
+        return f"{PREFIX}-{hashlib.sha256(self._place.encode()).hexdigest()[:8]}-"
 
     def command(self, words: str) -> str:
         """Return a command line of this package for the folder of this ledger, to be copied."""
@@ -137,13 +117,14 @@ class Ledger:
         Returns:
             None, or who it is already: process, host and since when.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make(self.folder)
         lock = (self.folder / "lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             return lock.read().strip() or "a process that is just starting"
+        heard = os.fstat(lock.fileno()).st_mtime
         lock.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
@@ -152,7 +133,24 @@ class Ledger:
         wanted = {self._recipe(lease.fingerprint) for lease in self.open_leases()}
         for path in set((self.folder / RECIPES).glob("*")) - wanted:
             path.unlink(missing_ok=True)
+        self.bound(heard)
         return None
+
+    def beat(self) -> None:
+        """Tell the next controller that this one was there at this time."""
+        if self._lock is not None:
+            os.utime(self._lock.fileno())
+
+    def bound(self, heard: float) -> None:
+        """Write down when pods must have ended themselves that last heard from here at that time.
+
+        They are not billed after it; one that is seen later is reckoned on from there.
+        """
+        for lease in self.open_leases():
+            if lease.created and lease.dies is None and lease.grace_s and lease.switched:
+                dies = max(heard, lease.created) + lease.grace_s
+                with suppress(OSError):  # a full disk must not end the watch
+                    self.write("silent", lease.name, dies=dies)
 
     def write(self, event: str, name: str, **facts: Any) -> Lease:
         """Add an entry; it is on disk when this returns.
@@ -162,12 +160,12 @@ class Ledger:
                 an intent is not, and must not be acted on.
         """
         entry = {"event": event, "name": name, "time": round(time.time(), 3), **facts}
-        if not _is_sound(entry):
+        if not is_sound(entry):
             raise ValueError(f"{entry} is no entry of the ledger")
         if event != "intent":
             self._apply(entry)
         if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make(self.folder)
             self._file = self._path.open("a", encoding="utf-8")
             if self._path.stat().st_size:
                 self._file.write("\n")  # behind a line that a crash may have cut
@@ -180,7 +178,9 @@ class Ledger:
 
     def intend(self, name: str, **facts: Any) -> Lease:
         """Write down that a pod is about to be asked for."""
-        return self.write("intent", name, run=self.run, **facts)
+        make(self.folder)  # it must be there to be known
+        who = {"account": self.account, "keyed": self.keyed, "home": self.home}
+        return self.write("intent", name, run=self.run, **who, **facts)
 
     def supersede(self, key: str) -> None:
         """Write down that what earlier attempts at a job have made is not used again."""
@@ -192,7 +192,7 @@ class Ledger:
         """Return a digest of a secret that only who can read this folder could make."""
         path = self.folder / "seal"
         if not path.exists() or not path.stat().st_size:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make(self.folder)
             path.touch(mode=0o600)
             path.write_bytes(secrets.token_bytes(32))
         return hmac.new(path.read_bytes(), text.encode(), "sha256").hexdigest()
@@ -217,18 +217,30 @@ class Ledger:
         return self.folder / RECIPES / f"{fingerprint[:32]}.json"
 
     def open_leases(self, key: str | None = None) -> list[Lease]:
-        """Return the attempts that may have a living pod, of all jobs or of one."""
+        """Return the attempts that may have a living pod, of all jobs or of one.
+
+        Those of another account are left out: this key can neither see nor end them.
+        """
         return [
             lease
             for lease in self.leases.values()
-            if lease.open and (key is None or lease.key == key)
+            if lease.open and (key is None or lease.key == key) and not self.is_foreign(lease)
         ]
 
-    def spent(self, run: str | None = None) -> float:
-        """Return the dollars that the pods of a run have cost so far; of all runs without one."""
+    def foreign_leases(self) -> list[Lease]:
+        """Return those that may have a living pod in another account."""
+        return [x for x in self.leases.values() if x.open and self.is_foreign(x)]
+
+    def spent(self, run: str | None = None, since: float = 0.0) -> float:
+        """Return the dollars that pods have cost so far.
+
+        Args:
+            run: only those of one run.
+            since: seconds since the epoch; what they cost before that is left out.
+        """
         now = time.time()
         chosen = (x for x in self.leases.values() if run is None or x.run == run)
-        return sum(lease.cost(now) for lease in chosen)
+        return sum(lease.cost(now, since) for lease in chosen)
 
     def _entries(self) -> Iterable[Json]:
         try:
@@ -240,50 +252,20 @@ class Ledger:
                 entry = json.loads(line)
             except ValueError:
                 continue  # cut by a crash: nothing had been done yet that it announces
-            if _is_sound(entry):
+            if is_sound(entry):
                 yield entry
 
     def _apply(self, entry: Json) -> None:
-        event, name, when = entry["event"], entry["name"], entry["time"]
+        event, name = entry["event"], entry["name"]
         if event == "intent":
-            facts = {fact: entry[fact] for fact in EVENTS["intent"]}
-            self.leases[name] = Lease(name, asked=when, **facts)
-        lease = self.leases.get(name)
-        if lease is None:
-            return
-        if event == "created":
-            lease.created = lease.created or lease.asked
-            if not lease.open:  # it turned up after all
-                lease.gone, lease.refused, lease.ended = False, False, None
-            _update(lease, entry, "id", "rate", "machine", "run", "fingerprint")
-        elif event == "phase":
-            _update(lease, entry, "phase", "host_key", "rate", "machine", "fingerprint")
-        elif event == "fetched":
-            lease.products = entry["products"]
-        elif event == "silent":
-            lease.dies = entry["dies"]
-        elif event == "terminating":
-            lease.ended = lease.ended or when
-        elif event in ("gone", "refused"):
-            setattr(lease, event, True)
-            lease.ended = lease.ended or when
-        elif event in ("kept", "superseded"):
-            setattr(lease, event, True)
+            self.leases[name] = intended(entry)
+        if lease := self.leases.get(name):
+            lease.apply(entry)
 
 
-def _is_sound(entry: Any) -> bool:
-    """Tell whether an entry is one that `Ledger._apply` understands."""
-    return (
-        isinstance(entry, dict)
-        and entry.get("event") in EVENTS
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("time"), int | float)
-        and isinstance(entry.get("rate", 0.0), int | float | None)
-        and entry.keys() >= set(EVENTS[entry["event"]])
-    )
-
-
-def _update(lease: Lease, entry: Json, *names: str) -> None:
-    for name in names:
-        if entry.get(name) is not None:
-            setattr(lease, name, entry[name])
+def make(folder: Path) -> None:
+    """Make the folder of a ledger; git ignores it, for it holds keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")

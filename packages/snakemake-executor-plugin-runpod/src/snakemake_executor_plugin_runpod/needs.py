@@ -9,6 +9,10 @@ DISK_GB = 20
 MEMORY_GB = 8
 VRAM_GB = 12
 
+DISK_USD_PER_GB_H = 0.10 / 730
+"""What a container's disk costs while its pod is there: $0.10 a GB and month, by RunPod's page of
+prices (docs.runpod.io/pods/pricing); it comes on top of the price of the GPU."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -29,6 +33,16 @@ class Needs:
     runtime_min: int | None = None
     download_gb: float = 0.0
     hub: str = ""
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether nothing is known of the time that it takes."""
+        return self.runtime_min is None and not self.download_gb
+
+    @property
+    def disk_usd_per_h(self) -> float:
+        """What its disk costs, in dollars an hour."""
+        return self.disk_gb * DISK_USD_PER_GB_H
 
     def larger(self, what: str, than: float | None) -> "Needs":
         """Return these needs with more vram, memory or disk than there was, if that is known."""

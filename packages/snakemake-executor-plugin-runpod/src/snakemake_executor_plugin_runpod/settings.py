@@ -67,7 +67,14 @@ class ExecutorSettings(ExecutorSettingsBase):
     budget: Optional[float] = _option(
         10.0, "Most that one run may cost, in dollars.", metavar="DOLLARS"
     )
-    max_pods: Optional[int] = _option(8, "Most pods at a time.", metavar="N")
+    daily_budget: Optional[float] = _option(
+        25.0,
+        "Most that all runs of one folder may cost within 24 hours, in dollars.",
+        metavar="DOLLARS",
+    )
+    max_pods: Optional[int] = _option(
+        8, "Most pods at a time; one counts until it is proven that it is gone.", metavar="N"
+    )
     delay: Optional[float] = _option(
         2.0, "Seconds between the creation of two pods.", metavar="SECONDS"
     )
@@ -140,7 +147,7 @@ class ExecutorSettings(ExecutorSettingsBase):
         Raises:
             ValueError: naming the option, its value and what it must be.
         """
-        for name in ("max_price", "budget", "max_pods", "grace", "max_hours"):
+        for name in ("max_price", "budget", "daily_budget", "max_pods", "grace", "max_hours"):
             if (value := getattr(self, name)) is None or value <= 0:
                 raise ValueError(f"--runpod-{name.replace('_', '-')} is {value}, must be above 0")
         for name in ("delay", "capacity_wait", "restarts", "min_download"):

@@ -25,6 +25,10 @@ GPUS = {
 }
 """GB, and dollars an hour in Secure and Community Cloud."""
 
+DISK_USD_PER_GB_H = 0.10 / 730
+"""Container disk is billed on top of what the API calls the cost of a pod: $0.10 a GB and month
+(docs.runpod.io/pods/pricing, "Storage pricing")."""
+
 
 class RefusedError(Exception):
     """The service refuses; the text is its message."""
@@ -56,8 +60,9 @@ class Pod:
         return next((fault for fault in self.faults if fault.kind == kind), None)
 
     def cost(self, now: float) -> float:
-        """Return the dollars that it has cost."""
-        return self.rate * ((self.ended or now) - self.created) / 3600
+        """Return the dollars that it has cost, its disk included."""
+        hourly = self.rate + self.spec.get("disk", 0) * DISK_USD_PER_GB_H
+        return hourly * ((self.ended or now) - self.created) / 3600
 
     @property
     def is_up(self) -> bool:

@@ -94,10 +94,17 @@ class Offer:
 
 @dataclass(frozen=True)
 class Account:
-    """What the account has: US dollars, and dollars an hour; None where the API does not tell."""
+    """What the account has; None where the API does not tell.
+
+    Attributes:
+        balance: US dollars.
+        spending: US dollars an hour.
+        user: what the service calls the account.
+    """
 
     balance: float | None = None
     spending: float | None = None
+    user: str | None = None
 
 
 class PodApi(Protocol):

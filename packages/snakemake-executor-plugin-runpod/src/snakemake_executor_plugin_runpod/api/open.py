@@ -86,13 +86,17 @@ def find_key() -> str | None:
     return found[1].strip() if found else None
 
 
-def open_api(transport: str = "auto") -> PodApi:
-    """Return the API by its transport: auto, sdk or rest-v2.
+def open_api(transport: str = "auto", key: str | None = None) -> PodApi:
+    """Return the API by its transport.
+
+    Args:
+        transport: auto, sdk or rest-v2.
+        key: of the API; by default the one that is found.
 
     Raises:
         UnauthorisedError: if there is no key.
     """
-    key = find_key()
+    key = key or find_key()
     if not key:
         raise UnauthorisedError(f"there is no API key for RunPod: {KEY_FIX}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # this process knows the key

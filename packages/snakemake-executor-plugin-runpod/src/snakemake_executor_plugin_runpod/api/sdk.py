@@ -51,7 +51,9 @@ class SdkApi:
         raw = self._call(lambda: self._query(ACCOUNT)["data"]["myself"])
         return views.read(
             lambda raw: Account(
-                *(views.number(raw.get(n)) for n in ("clientBalance", "currentSpendPerHr"))
+                views.number(raw.get("clientBalance")),
+                views.number(raw.get("currentSpendPerHr")),
+                views.identifier(raw.get("id")),
             ),
             raw,
         )

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api.model import Offer, PodView
-from snakemake_executor_plugin_runpod.ledger import PREFIX, Lease, Ledger
+from snakemake_executor_plugin_runpod.lease import Lease
+from snakemake_executor_plugin_runpod.ledger import PREFIX, Ledger
 from snakemake_executor_plugin_runpod.remote.console import last_line, read
 
 Json = dict[str, Any]
@@ -59,9 +61,10 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
 
     Returns:
         For each pod: pod, name, job, gpu, rate, minutes, dollars, and what is known of it:
-        `alive`, `left over` (the API lists it, and the ledger has done with it), `gone` (the ledger
-        counts on it, the API does not list it), `not in the ledger` (it has the name of this
-        folder), `of another folder`, or `not asked`.
+        `alive`, `kept`, `left over` (the API lists it, and the ledger has done with it), `gone`
+        (the ledger counts on it, the API does not list it), `of another account` (this key does
+        not see it), `not in the ledger` (it has the name of this folder), `of another folder`, or
+        `not asked`. Rates and dollars include the disk.
     """
     now = time.time()
     living = [view for view in seen or () if not view.terminated]
@@ -69,19 +72,17 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
     for lease in ledger.leases.values():
         own: list[PodView | None] = [view for view in living if view.name == lease.name]
         for view in own or ([None] if lease.open else []):
-            state = "not asked"
-            if seen is not None:
-                state = "gone" if view is None else "alive" if lease.open else "left over"
+            current = lease if view is None else replace(lease, ended=None, dies=None)
             found.append(
                 {
                     "pod": view.id if view else lease.id,
                     "name": lease.name,
                     "job": lease.title,
                     "gpu": lease.gpu,
-                    "rate": (view.rate if view else None) or lease.rate,
-                    "minutes": round(((lease.ended or now) - lease.asked) / 60, 1),
-                    "dollars": round(lease.cost(now), 4),
-                    "state": "kept" if lease.kept and state == "alive" else state,
+                    "rate": replace(lease, rate=(view.rate if view else 0) or lease.rate).hourly,
+                    "minutes": round(((current.ended or now) - lease.asked) / 60, 1),
+                    "dollars": round(current.cost(now), 4),
+                    "state": _state(ledger, lease, view, asked=seen is not None),
                 }
             )
     unknown = (view for view in living if view.name not in ledger.leases)
@@ -102,6 +103,14 @@ def pods(ledger: Ledger, seen: Sequence[PodView] | None) -> list[Json]:
         for view in strangers
     ]
     return found
+
+
+def _state(ledger: Ledger, lease: Lease, view: PodView | None, *, asked: bool) -> str:
+    if view is not None:
+        return "kept" if lease.kept else "alive" if lease.open else "left over"
+    if ledger.is_foreign(lease):
+        return "of another account"
+    return "gone" if asked else "not asked"
 
 
 def find(ledger: Ledger, word: str) -> Lease:

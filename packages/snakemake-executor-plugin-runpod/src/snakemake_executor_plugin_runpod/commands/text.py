@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from snakemake_executor_plugin_runpod.lease import Lease
 from snakemake_executor_plugin_runpod.ledger import Ledger
 
 
@@ -23,9 +24,9 @@ def spending(ledger: Ledger) -> list[str]:
         rows.append(
             (
                 lease.title,
-                f"{lease.id}{'' if lease.ended else ' (alive)'}",
+                f"{lease.id}{' (may be alive)' if lease.open else ''}",
                 lease.gpu,
-                f"{lease.rate:.2f}",
+                f"{lease.hourly:.2f}",
                 f"{minutes:.1f}",
                 f"{cost:.4f}",
             )
@@ -41,12 +42,25 @@ def spending(ledger: Ledger) -> list[str]:
 def farewell(ledger: Ledger) -> list[str]:
     """Name the pods that may be alive when a process ends, with the way to end them."""
     return [
-        f"runpod: pod {lease.id or lease.name} of {lease.title} may be alive at "
-        f"${lease.rate:.2f}/h until it ends itself; the next run that needs its job takes it over; "
-        f"to end it: {ledger.command('reap')}"
+        f"runpod: pod {lease.id or lease.name} of {lease.title} {_fate(lease)}; to end it: "
+        f"{ledger.command('reap')}"
         for lease in ledger.open_leases()
-        if lease.rate and not lease.kept  # a machine that is not rented has no price
+        if lease.rate  # a machine that is not rented has no price
+    ] + [
+        f"runpod: pod {lease.id or lease.name} of {lease.title} was rented with another API key, "
+        f"and may be alive at ${lease.hourly:.2f}/h; to end it, with that key: "
+        f"{ledger.command('reap')}"
+        for lease in ledger.foreign_leases()
     ]
+
+
+def _fate(lease: Lease) -> str:
+    """Say what will become of a pod that is left."""
+    price = f"${lease.hourly:.2f}/h"
+    ends = "it ends itself" if lease.switched is not False else "you end it: it cannot do so itself"
+    if lease.kept:
+        return f"is kept for you at {price} until {ends}"
+    return f"may be alive at {price} until {ends}; the next run that needs its job takes it over"
 
 
 def table(rows: Sequence[Sequence[str]], numbers: int = 3) -> list[str]:

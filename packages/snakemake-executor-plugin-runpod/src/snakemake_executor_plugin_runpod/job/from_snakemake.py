@@ -19,6 +19,11 @@ SETUP_S = 3600
 NO_PRODUCTS = ("pipe", "service")
 
 
+def submitted(jobs: Iterable[Any]) -> list[Any]:
+    """Return the jobs that are submitted in the place of single ones: groups, each once."""
+    return list(dict.fromkeys(job.dag.get_job_group(job) or job for job in jobs))
+
+
 def members(job: Any) -> list[Any]:
     """Return the jobs of a group, or the job itself."""
     return sorted(job.jobs, key=_place) if job.is_group() else [job]

@@ -19,16 +19,14 @@ from snakemake_executor_plugin_runpod.api.errors import (
     UnauthorisedError,
 )
 from snakemake_executor_plugin_runpod.api.model import PodApi, PodView, Spec
+from snakemake_executor_plugin_runpod.api.retry import ATTEMPTS, pause
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
-from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
-from snakemake_executor_plugin_runpod.limits import Limits, scale
+from snakemake_executor_plugin_runpod.failures import JobError
+from snakemake_executor_plugin_runpod.lease import Lease
+from snakemake_executor_plugin_runpod.ledger import Ledger
+from snakemake_executor_plugin_runpod.limits import Limits
 
 T = TypeVar("T")
-
-ATTEMPTS = 6
-"""How often a call that may pass is made."""
-
-PAUSES_S = (1, 2, 4, 8, 16, 30)
 
 WORTH_SAYING_S = 10
 
@@ -41,6 +39,7 @@ class Fleet:
     Attributes:
         wanted: names of pods that a job is using or waiting for. Any other living pod of this
             ledger is ended as soon as it is seen.
+        closing: from then on a pod that is seen is written down, and not ended by itself.
     """
 
     def __init__(
@@ -48,6 +47,7 @@ class Fleet:
     ) -> None:
         self.api, self.ledger, self.limits, self.say = api, ledger, limits, say
         self.wanted: set[str] = set()
+        self.closing = False
         self.listings = 0
         self._views: dict[str, PodView] = {}
         self._began = -1e9
@@ -55,6 +55,7 @@ class Fleet:
         self._seen: set[str] = set()
         self._quiet_until = 0.0
         self._endings: dict[str, asyncio.Future[bool]] = {}
+        self._given_up: dict[str, float] = {}
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call the API; errors that may pass are tried again, others raised.
@@ -135,9 +136,10 @@ class Fleet:
         return await asyncio.shield(self.end_soon(lease))
 
     def end_soon(self, lease: Lease) -> "asyncio.Future[bool]":
-        """Begin to end a pod; see `end`."""
+        """Begin to end a pod, see `end`; one that was given up not before some minutes later."""
         self.wanted.discard(lease.name)
-        if (ending := self._endings.get(lease.name)) is None or ending.done():
+        ending = self._endings.get(lease.name)
+        if ending is None or (ending.done() and not self._is_given_up(lease)):
             ending = asyncio.ensure_future(self._end(lease))
             self._endings[lease.name] = ending
         return ending
@@ -152,9 +154,73 @@ class Fleet:
         self.say(f"POD {id} MAY STILL BE ALIVE AND BILLED. End it at {CONSOLE}")
 
     async def settle(self) -> None:
-        """Wait for all endings that are under way."""
-        while alive := [ending for ending in self._endings.values() if not ending.done()]:
+        """Wait for all endings that are under way; begin none meanwhile.
+
+        Their listings show each other's pods: if that began new ones, they might never end.
+        """
+        before, self.closing = self.closing, True
+        while alive := self._under_way():
             await asyncio.wait(alive)
+        self.closing = before
+
+    async def settle_late(self) -> None:
+        """Wait until no pod can turn up any more whose creation had no clear answer."""
+        end = time.monotonic() + self.limits.late
+        while unclear := [x for x in self.ledger.open_leases() if x.id is None and x.rate]:
+            age = time.time() - max(lease.asked for lease in unclear)
+            wait = min(self.limits.late - age, end - time.monotonic())
+            if wait > 0:
+                names = ", ".join(lease.name for lease in unclear)
+                self.say(f"waiting for {wait:.0f} s at most: it may still turn up: {names}")
+                await asyncio.sleep(min(wait + self.limits.twice / 10, self.limits.list_idle))
+            ended = await asyncio.gather(*(self.end(lease) for lease in unclear))
+            if wait <= 0 or not all(ended):
+                return
+
+    async def room(self, most: int) -> None:
+        """Wait until fewer pods than that may be alive.
+
+        Pods that an earlier run left and that no job has taken over make room at last.
+
+        Raises:
+            JobError: if they will not end.
+        """
+        idle, said = time.monotonic(), False
+        while len(alive := [x for x in self.ledger.open_leases() if x.rate]) >= most:
+            if not said:
+                said = True
+                self.say(f"{len(alive)} pods may be alive, the most that may be: waiting for one")
+            mine = [x for x in alive if x.run == self.ledger.run and x.name in self.wanted]
+            unclear = [x for x in alive if x.id is None]
+            if mine or unclear or self._under_way():
+                idle = time.monotonic()
+            for lease in unclear:
+                if time.time() - lease.asked > self.limits.late:
+                    self.end_soon(lease)
+            if time.monotonic() - idle > self.limits.list_idle:
+                left = [x for x in alive if x.name in self.wanted]
+                if not left:
+                    names = ", ".join(lease.id or lease.name for lease in alive)
+                    raise JobError(
+                        f"no pod was rented: --runpod-max-pods {most}, and as many may be alive "
+                        f"that will not end, or are kept: {names}. {self.ledger.command('reap')}"
+                    )
+                self.say(
+                    f"pod {left[0].id} of {left[0].title} makes room: no job has taken it over"
+                )
+                self.end_soon(left[0])
+            ended = asyncio.FIRST_COMPLETED
+            await asyncio.wait({*self._under_way(), self._pause()}, return_when=ended)
+
+    def _pause(self) -> "asyncio.Future[Any]":
+        return asyncio.ensure_future(asyncio.sleep(min(1.0, self.limits.list_every)))
+
+    def _under_way(self) -> list["asyncio.Future[Any]"]:
+        return [ending for ending in self._endings.values() if not ending.done()]
+
+    def _is_given_up(self, lease: Lease) -> bool:
+        since = self._given_up.get(lease.name)
+        return since is not None and time.monotonic() - since < self.limits.late
 
     async def _once(self, function: Callable[..., T], *arguments: Any) -> T:
         await self._quiet()
@@ -188,22 +254,30 @@ class Fleet:
                 self.ledger.write("gone", kept.name)  # it has ended itself, as it was to
         self._seen.update(self._views)
         for view in self._views.values():
-            lease = self.ledger.leases.get(view.name)
-            if lease and view.name not in self.wanted and not lease.kept:
-                self._end_stray(lease, view)
+            if lease := self.ledger.leases.get(view.name):
+                self._see(lease, view)
 
-    def _end_stray(self, lease: Lease, view: PodView) -> None:
-        """End a pod that turned up late, or that an earlier run left."""
+    def _see(self, lease: Lease, view: PodView) -> None:
+        """Take in that a pod of this ledger is alive; end it if nobody wants it."""
+        wanted, ledger = lease.name in self.wanted, self.ledger
+        late = lease.dies is not None and lease.dies < time.time()
+        known = lease.id == view.id
+        back = known and (late or ledger.is_foreign(lease))
+        if back or not (wanted or (known and lease.open)):
+            who = {"account": ledger.account, "keyed": ledger.keyed}
+            ledger.write("created", lease.name, id=view.id, rate=view.rate, **who)
+        if wanted or lease.kept or self.closing or self._is_given_up(lease):
+            return
         if (ending := self._endings.get(lease.name)) and not ending.done():
             return
-        if lease.id != view.id or not lease.open:
-            lease = self.ledger.write("created", lease.name, id=view.id, rate=view.rate)
         self.say(f"pod {view.id} ({view.name}) is left over: ending it")
         self.end_soon(lease)
 
     async def _end(self, lease: Lease) -> bool:
         if not lease.open:
             return True
+        if self.ledger.is_foreign(lease):
+            return self._give_up(lease, "it is of another account, or key, than this one")
         end = time.monotonic() + self.limits.terminate
         wait = self.limits.twice
         while True:
@@ -211,15 +285,13 @@ class Fleet:
                 if await self._end_once(lease):
                     return True
             except UnauthorisedError as error:
-                self._alarm(lease, str(error))
-                return False
+                return self._give_up(lease, str(error))
             except (ApiError, OSError) as error:  # the second: the ledger's disk is full
                 self.say(f"pod {lease.id or lease.name} could not be ended yet: {error}")
             if not lease.open:
                 return True
             if time.monotonic() >= end:
-                self._alarm(lease, f"not proven within {self.limits.terminate:.0f} s")
-                return False
+                return self._give_up(lease, f"not proven within {self.limits.terminate:.0f} s")
             await asyncio.sleep(wait)
             wait = min(2 * wait, 60)
 
@@ -240,7 +312,7 @@ class Fleet:
             except GoneError:
                 fresh = time.time() - lease.asked < self.limits.ambiguous
                 known = known and (id in self._seen or not fresh)
-        if known and lease.ended is None:
+        if known and lease.terminating is None:
             self.ledger.write("terminating", lease.name)
         gone = [await self.is_gone(each) for each in filter(None, ids)]
         if not (known and all(gone)):
@@ -249,17 +321,11 @@ class Fleet:
         reach(Failpoint.AFTER_TERMINATE)
         return True
 
-    def _alarm(self, lease: Lease, reason: str) -> None:
+    def _give_up(self, lease: Lease, reason: str) -> bool:
+        """Say that a pod may be alive; it is not asked to end again for a while."""
+        self._given_up[lease.name] = time.monotonic()
         self.say(
-            f"POD {lease.id or lease.name} MAY STILL BE ALIVE AND BILLED AT ${lease.rate:.2f}/h "
+            f"POD {lease.id or lease.name} MAY STILL BE ALIVE AND BILLED AT ${lease.hourly:.2f}/h "
             f"({reason}). End it at {CONSOLE}, or with: {self.ledger.command('reap')}"
         )
-
-
-def pause(state: tenacity.RetryCallState) -> float:
-    """Return how long to wait before a call is made again: as long as the service asked."""
-    error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, ApiError) and error.retry_after:
-        return error.retry_after
-    jitter = 0.75 + 0.5 * (time.monotonic_ns() % 1000) / 1000
-    return PAUSES_S[min(state.attempt_number, len(PAUSES_S)) - 1] * jitter * scale()
+        return False

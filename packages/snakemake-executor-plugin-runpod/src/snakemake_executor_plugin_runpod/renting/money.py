@@ -1,5 +1,6 @@
 """What pods cost, what they may cost, and how long a job takes: estimates, never RunPod's bill."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ WORK_MIN = (1.0, 3.0, 10.0)
 
 WARN_AT = 0.8
 
+DAY_S = 86400
+
+
+RUNTIME_SHARE = (0.25, 0.5, 1.0)
+"""What a job takes of the time that its rule allows it."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -38,15 +45,22 @@ class Estimate:
 def estimate(need: Needs) -> Estimate:
     """Estimate how long the pod of a job lives.
 
-    The job's own limit, its resource `runtime`, caps its work; everything else is a rule of thumb
-    whose parts stand at the top of this module.
+    A job that says what it downloads works as long as that takes, and a little more, by the rules
+    of thumb at the top of this module. Of any other its resource `runtime` is all that is known: it
+    may take all of that, and half of it is expected. Neither takes longer than its `runtime`.
     """
     minutes = []
-    for boot, environment, speed, work in zip(
-        BOOT_MIN, ENVIRONMENT_MIN, DOWNLOAD_GB_PER_MIN, WORK_MIN, strict=True
+    for boot, environment, speed, work, share in zip(
+        BOOT_MIN, ENVIRONMENT_MIN, DOWNLOAD_GB_PER_MIN, WORK_MIN, RUNTIME_SHARE, strict=True
     ):
-        own = environment + need.download_gb / speed + work
-        minutes.append(boot + min(own, need.runtime_min or own))
+        download = need.download_gb / speed
+        if need.runtime_min is None:
+            own = download + work
+        elif need.download_gb:
+            own = min(download + work, need.runtime_min)
+        else:
+            own = share * need.runtime_min
+        minutes.append(boot + environment + own)
     return Estimate(*minutes)
 
 
@@ -58,17 +72,24 @@ class Budget:
     """Watches what a run spends.
 
     Attributes:
-        limit: dollars.
+        limit: dollars of this run.
+        daily: dollars of all runs of its folder within 24 hours.
     """
 
-    def __init__(self, limit: float, ledger: Ledger, say: Callable[[str], None]) -> None:
-        self.limit, self._ledger, self._say = limit, ledger, say
+    def __init__(
+        self, limit: float, ledger: Ledger, say: Callable[[str], None], daily: float = math.inf
+    ) -> None:
+        self.limit, self.daily, self._ledger, self._say = limit, daily, ledger, say
         self._planned: dict[str, float] = {}
-        self._warned = False
+        self._warned: set[str] = set()
 
     def spent(self) -> float:
         """Return the dollars that this run has cost so far."""
         return self._ledger.spent(self._ledger.run)
+
+    def spent_today(self) -> float:
+        """Return the dollars that all runs of this folder have cost in the last 24 hours."""
+        return self._ledger.spent(since=time.time() - DAY_S)
 
     def plan(self, name: str, dollars: float) -> None:
         """Set aside what a pod is expected to cost.
@@ -81,15 +102,15 @@ class Budget:
         reserved = sum(
             max(0.0, planned - leases[other].cost(now))
             for other, planned in self._planned.items()
-            if other in leases and leases[other].ended is None
+            if other in leases and leases[other].open
         )
-        total = self.spent() + reserved + dollars
-        if total > self.limit:
-            raise BudgetError(
-                f"the budget of ${self.limit:.2f} does not allow another pod: spent "
-                f"${self.spent():.2f}, expected of running pods ${reserved:.2f}, of this one "
-                f"${dollars:.2f}: raise --runpod-budget"
-            )
+        for what, limit, spent, option in self._limits():
+            if spent + reserved + dollars > limit:
+                raise BudgetError(
+                    f"the budget of ${limit:.2f}{what} does not allow another pod: spent "
+                    f"${spent:.2f}, expected of running pods ${reserved:.2f}, of this one "
+                    f"${dollars:.2f}: raise {option}"
+                )
         self._planned[name] = dollars
 
     def check(self) -> None:
@@ -98,12 +119,19 @@ class Budget:
         Raises:
             BudgetError: if the budget is spent.
         """
-        spent = self.spent()
-        if spent >= self.limit:
-            raise BudgetError(
-                f"the budget of ${self.limit:.2f} is spent: all pods are ended, what they had "
-                "finished is here; to go on raise --runpod-budget"
-            )
-        if spent >= WARN_AT * self.limit and not self._warned:
-            self._warned = True
-            self._say(f"${spent:.2f} of the budget of ${self.limit:.2f} are spent")
+        for what, limit, spent, option in self._limits():
+            if spent >= limit:
+                raise BudgetError(
+                    f"the budget of ${limit:.2f}{what} is spent: all pods are ended, what they "
+                    f"had finished is here; to go on raise {option}"
+                )
+            if spent >= WARN_AT * limit and what not in self._warned:
+                self._warned.add(what)
+                self._say(f"${spent:.2f} of the budget of ${limit:.2f}{what} are spent")
+
+    def _limits(self) -> list[tuple[str, float, float, str]]:
+        """Return each limit: its kind, dollars, what is spent of it, the option that raises it."""
+        return [
+            ("", self.limit, self.spent(), "--runpod-budget"),
+            (" for a day", self.daily, self.spent_today(), "--runpod-daily-budget"),
+        ]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from snakemake_executor_plugin_runpod.api.errors import ApiError
 from snakemake_executor_plugin_runpod.api.model import Endpoint
 from snakemake_executor_plugin_runpod.context import Context
-from snakemake_executor_plugin_runpod.ledger import Lease
+from snakemake_executor_plugin_runpod.lease import Lease
 from snakemake_executor_plugin_runpod.remote.link import Identity, Link, LostError, RemoteError
 from snakemake_executor_plugin_runpod.renting.fleet import Fleet
 from snakemake_executor_plugin_runpod.renting.provision import Provision
@@ -19,6 +19,9 @@ NODE = "node-"
 
 NOTHING_SENT = ("asked for", "rented", "reached")
 """Phases of a pod that any job may have: nothing of one has been sent to it."""
+
+ROUNDS = 2
+"""How often it is seen to it, at the end, that nothing is left."""
 
 NAMED = 5
 """Changed things that are named when a pod is not taken over."""
@@ -64,8 +67,13 @@ class Pods(ABC):
         """Look after machines that no job is waiting for."""
 
     @abstractmethod
-    async def close(self, detached: bool) -> None:
-        """End what is left, unless it was left on purpose."""
+    async def close(self, detached: bool, patient: bool = True) -> None:
+        """End what is left, unless it was left on purpose.
+
+        Args:
+            detached: it was.
+            patient: wait also for what may still turn up.
+        """
 
     @abstractmethod
     def avoid(self, lease: Lease) -> None:
@@ -83,6 +91,14 @@ class Rented(Pods):
 
     async def start(self, outputs: set[str]) -> None:
         """End pods of earlier runs that no job of this one may take over."""
+        for lease in self._ledger.foreign_leases():
+            with suppress(ApiError):  # unless the account shows it after all
+                await self._fleet.look(within=self._context.limits.list_idle)
+            if self._ledger.is_foreign(lease):
+                self._context.say(
+                    f"pod {lease.id or lease.name} of {lease.title} was rented with another API "
+                    "key: this one neither sees it nor can end it, so it is left alone"
+                )
         leases = [lease for lease in self._ledger.open_leases() if not lease.kept]
         wanted = [lease for lease in leases if outputs & set(lease.outputs)]
         self._fleet.wanted.update(lease.name for lease in wanted)
@@ -179,31 +195,40 @@ class Rented(Pods):
         if detach:
             return
         if failed and self._context.settings.keep_pod_on_failure and lease.id:
-            self._ledger.write("kept", lease.name)
-            self._context.say(
-                f"pod {lease.id} is kept for you and ends itself after "
-                f"{self._context.settings.grace:g} minutes: "
-                f"{self._ledger.command(f'ssh {lease.id}')}"
-            )
+            self._keep(lease)
             return
         self._fleet.end_soon(lease)
+
+    def _keep(self, lease: Lease) -> None:
+        grace = self._context.settings.grace or 0
+        ends = f"ends itself after {grace:g} minutes"
+        if lease.switched:
+            self._ledger.write("silent", lease.name, dies=time.time() + grace * 60)
+        else:
+            ends = f"IS BILLED AT ${lease.hourly:.2f}/h UNTIL YOU END IT, it cannot do so itself"
+        self._ledger.write("kept", lease.name)
+        login, end = self._ledger.command(f"ssh {lease.id}"), self._ledger.command("reap")
+        self._context.say(f"pod {lease.id} is kept for you and {ends}: {login}; to end it: {end}")
 
     async def watch(self) -> None:
         """List the pods now and then: one that turns up late is ended on sight."""
         if self._ledger.open_leases():
             await self._fleet.look(within=self._context.limits.list_idle)
 
-    async def close(self, detached: bool) -> None:
+    async def close(self, detached: bool, patient: bool = True) -> None:
         """End every pod of this directory that is left."""
+        self._fleet.closing = True
         await self._fleet.settle()
         if detached:
             for lease in self._ledger.open_leases():
                 self._context.say(f"pod {lease.id or lease.name} works on: run again to take over")
             return
-        left = [lease for lease in self._ledger.open_leases() if not lease.kept]
         self._fleet.wanted.clear()
-        ended = (self._fleet.end(lease) for lease in left)
-        await asyncio.gather(*ended, return_exceptions=True)
+        for _ in range(ROUNDS):  # one may turn up while the others end
+            left = [lease for lease in self._ledger.open_leases() if not lease.kept]
+            await asyncio.gather(*map(self._fleet.end, left), return_exceptions=True)
+        if patient:
+            await self._fleet.settle_late()
 
     def avoid(self, lease: Lease) -> None:
         """Remember the host, where the API shows it."""
@@ -286,7 +311,7 @@ class Node(Pods):
     async def watch(self) -> None:
         """Nothing to look after."""
 
-    async def close(self, detached: bool) -> None:
+    async def close(self, detached: bool, patient: bool = True) -> None:
         """Nothing to end."""
 
     def avoid(self, lease: Lease) -> None:

@@ -9,23 +9,33 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from urllib.parse import quote
 
-import tenacity
-
-from snakemake_executor_plugin_runpod.api.errors import BILLING, ApiError, TransientError
-from snakemake_executor_plugin_runpod.api.model import AGENT, Offer, PodApi
+from snakemake_executor_plugin_runpod.api.errors import BILLING, ApiError
+from snakemake_executor_plugin_runpod.api.model import AGENT, Account, Offer, PodApi
+from snakemake_executor_plugin_runpod.api.retry import insist
 from snakemake_executor_plugin_runpod.needs import Needs
-from snakemake_executor_plugin_runpod.renting.fleet import pause
 from snakemake_executor_plugin_runpod.renting.money import estimate
 from snakemake_executor_plugin_runpod.renting.offers import candidates
 from snakemake_executor_plugin_runpod.settings import ExecutorSettings
 
 HUB = "https://huggingface.co"
 PATIENCE_S = 10
-TRIES = 4
 
 
-def check_account(api: PodApi, settings: ExecutorSettings, needed: list[Needs]) -> list[Offer]:
-    """Check the key, the money, and that there is a kind of GPU for every job.
+def check_account(
+    api: PodApi,
+    account: Account,
+    settings: ExecutorSettings,
+    needed: list[Needs],
+    spent_today: float,
+) -> list[Offer]:
+    """Check the money, and that there is a kind of GPU for every job.
+
+    Args:
+        api: to ask for offers.
+        account: what the API told of it.
+        settings: of the user.
+        needed: what each job needs; a group is one job.
+        spent_today: dollars of all runs of this folder in the last 24 hours.
 
     Returns:
         The offers of now.
@@ -33,15 +43,8 @@ def check_account(api: PodApi, settings: ExecutorSettings, needed: list[Needs]) 
     Raises:
         ValueError: saying what is wrong and how to mend it.
     """
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(TransientError),
-        stop=tenacity.stop_after_attempt(TRIES),
-        wait=pause,
-        reraise=True,
-    )
     try:
-        account = retrying(api.account)
-        offers = retrying(api.offers)
+        offers = insist(api.offers)
     except ApiError as error:
         raise ValueError(f"RunPod: {error}") from None
     if account.balance is not None and account.balance <= 0:
@@ -53,6 +56,12 @@ def check_account(api: PodApi, settings: ExecutorSettings, needed: list[Needs]) 
         raise ValueError(
             f"the jobs are expected to cost ${total:.2f}, over the budget of "
             f"${settings.budget:.2f}: raise --runpod-budget, or select fewer"
+        )
+    if spent_today + total > (settings.daily_budget or 0):
+        raise ValueError(
+            f"the jobs are expected to cost ${total:.2f}; with the ${spent_today:.2f} that runs of "
+            f"this folder have cost within 24 hours that is over the daily budget of "
+            f"${settings.daily_budget:.2f}: raise --runpod-daily-budget, or wait"
         )
     if account.balance is not None and account.balance < total:
         raise ValueError(
@@ -66,10 +75,11 @@ def expected_cost(
     needed: Iterable[Needs], settings: ExecutorSettings, offers: list[Offer]
 ) -> float:
     """Return the dollars that jobs are expected to cost, each on the first choice of pod."""
-    return sum(
-        estimate(need).expected * (candidates(need, settings, offers)[0].price or 0) / 60
-        for need in needed
-    )
+    total = 0.0
+    for need in needed:
+        hourly = (candidates(need, settings, offers)[0].price or 0) + need.disk_usd_per_h
+        total += estimate(need).expected * hourly / 60
+    return total
 
 
 def check_hub(files: Iterable[str], say: Callable[[str], None]) -> None:

@@ -21,7 +21,8 @@ from snakemake_executor_plugin_runpod.api.errors import (
 from snakemake_executor_plugin_runpod.api.model import Offer, PodView, Spec
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
 from snakemake_executor_plugin_runpod.failures import BadHostError, JobError, PodLostError
-from snakemake_executor_plugin_runpod.ledger import Lease, Ledger
+from snakemake_executor_plugin_runpod.lease import Lease
+from snakemake_executor_plugin_runpod.ledger import Ledger
 from snakemake_executor_plugin_runpod.limits import Limits
 from snakemake_executor_plugin_runpod.needs import Needs
 from snakemake_executor_plugin_runpod.renting.fleet import Fleet
@@ -144,7 +145,9 @@ class Provision:
         name = f"{self._ledger.prefix}{task.key}-{secrets.token_hex(4)}"
         price = candidate.price or 0.0
         await self._wait_for_turn()  # what is planned after it stands in the ledger at once
-        self._budget.plan(name, estimate(task.needs).expected * price / 60)
+        await self._fleet.room(self._settings.max_pods or 1)
+        hourly = price + task.needs.disk_usd_per_h
+        self._budget.plan(name, estimate(task.needs).expected * hourly / 60)
         reach(Failpoint.BEFORE_INTENT)
         self._fleet.wanted.add(name)
         self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
@@ -156,6 +159,8 @@ class Provision:
             gpu=candidate.gpu,
             gpus=candidate.gpus,
             rate=price,
+            disk_gb=task.needs.disk_gb,
+            grace_s=(self._settings.grace or 0) * 60,
             outputs=task.outputs,
         )
         reach(Failpoint.AFTER_INTENT)

@@ -18,7 +18,7 @@ from snakemake_executor_plugin_runpod.failures import (
     shortage,
     tail,
 )
-from snakemake_executor_plugin_runpod.ledger import Lease
+from snakemake_executor_plugin_runpod.lease import Lease
 from snakemake_executor_plugin_runpod.remote.console import Console, read
 from snakemake_executor_plugin_runpod.remote.inspection import fault, is_switched, unknown
 from snakemake_executor_plugin_runpod.remote.link import Link, LostError, RemoteError
@@ -140,7 +140,9 @@ class Attempt:
         while is_switched(self._facts) is None and time.monotonic() < end:
             await asyncio.sleep(min(1.0, self._limits.switch / 20))
             await self._steady(self._greet)
-        if not is_switched(self._facts) and not self._settings.allow_no_switch:
+        switched = bool(is_switched(self._facts))
+        self._phase(self.lease.phase, switched=switched)
+        if not switched and not self._settings.allow_no_switch:
             answers = (self._facts.get("switch") or {}).get("probe", "it never started")
             raise BadHostError(f"it could not end itself ({answers}), see --runpod-allow-no-switch")
         if reason := fault(self._facts, self.task.needs, self._settings.cuda or ""):

@@ -36,7 +36,7 @@ class Executor(RemoteExecutor):
         self._wake: asyncio.Event | None = None
         self._session: Any = None
         self._jobs: dict[int, asyncio.Task[None]] = {}
-        self._closed = False
+        self._closed = self._interrupted = False
         super().__init__(workflow, logger)
 
     def __post_init__(self) -> None:
@@ -141,8 +141,9 @@ class Executor(RemoteExecutor):
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """End all jobs: the user has interrupted the run, or something has failed."""
-        if self._session is None:
+        if self._session is None or self._closed:
             return
+        self._interrupted = True
         detach = self._session.settings.on_interrupt == "detach"
         self._say("interrupted: " + ("the pods work on" if detach else "ending all pods"))
         try:
@@ -151,7 +152,12 @@ class Executor(RemoteExecutor):
             self._say("not all pods could be ended in time")
 
     def shutdown(self) -> None:
-        """End what is left, and say what it cost."""
+        """End what is left, and say what it cost.
+
+        Raises:
+            WorkflowError: if a pod may be alive: then this run has not succeeded.
+        """
+        left = ""
         if not self._closed and self._session is not None:
             self._closed = True
             if self.wait_thread.is_alive():
@@ -159,9 +165,12 @@ class Executor(RemoteExecutor):
             else:
                 self._session.end_without_loop()
             self._session.report()
+            left = "" if self._interrupted else self._session.left()
         self.wait = False
         self._nudge()
         super().shutdown()  # type: ignore[no-untyped-call]
+        if left:
+            raise WorkflowError(f"pods may be alive, and are billed: {left}")
 
     def _in_loop(self, work: Coroutine[Any, Any, None], patience: float | None = None) -> None:
         """Do something in the event loop, and wait for it."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from snakemake_executor_plugin_runpod.api.errors import ApiError
 from snakemake_executor_plugin_runpod.context import Context
@@ -15,7 +16,7 @@ from snakemake_executor_plugin_runpod.failures import (
     ShortageError,
 )
 from snakemake_executor_plugin_runpod.job.rehearsal import rehearse
-from snakemake_executor_plugin_runpod.ledger import Lease
+from snakemake_executor_plugin_runpod.lease import Lease
 from snakemake_executor_plugin_runpod.needs import Needs
 from snakemake_executor_plugin_runpod.remote.link import LostError, RemoteError
 from snakemake_executor_plugin_runpod.renting.money import Budget, BudgetError
@@ -42,7 +43,11 @@ class Engine:
     def __init__(self, context: Context, pods: Pods, budget: Budget) -> None:
         self._context, self._pods, self._budget = context, pods, budget
         self._ledger = context.ledger
-        self._slots = asyncio.Semaphore(context.settings.max_pods or 1)
+        # On a machine that is there jobs take turns; pods wait for others to be gone: Fleet.room.
+        node, most = context.settings.node, context.settings.max_pods or 1
+        self._slots: AbstractAsyncContextManager[Any] = (
+            asyncio.Semaphore(most) if node else nullcontext()
+        )
         self._tried: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self.halted: str | None = None
@@ -81,6 +86,8 @@ class Engine:
     async def _tick_on(self) -> None:
         while True:
             self._tick()
+            with suppress(OSError):
+                self._ledger.beat()
             await asyncio.sleep(1)
 
     def _tick(self) -> None:
@@ -89,16 +96,13 @@ class Engine:
         They are not billed any more, so they may not count against the budget.
         """
         before, self._ticked = self._ticked, time.time()
-        settings, grace = self._context.settings, (self._context.settings.grace or 0) * 60
-        if self._ticked - before < grace or settings.allow_no_switch or settings.node:
+        grace = (self._context.settings.grace or 0) * 60
+        if self._ticked - before < grace or self._context.settings.node:
             return
         self._context.say(
-            f"this machine slept since {time.ctime(before)}: its pods ended themselves"
+            f"this machine slept since {time.ctime(before)}: pods that could ended themselves"
         )
-        for lease in self._ledger.open_leases():
-            if lease.created and lease.dies is None:
-                with suppress(OSError):  # a full disk must not end the watch
-                    self._ledger.write("silent", lease.name, dies=before + grace)
+        self._ledger.bound(before)
 
     async def halt(self, reason: str, *, detach: bool = False) -> None:
         """End all jobs and their pods.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api.errors import ApiError
-from snakemake_executor_plugin_runpod.api.model import PodApi
-from snakemake_executor_plugin_runpod.api.open import open_api
+from snakemake_executor_plugin_runpod.api.model import Account, PodApi
+from snakemake_executor_plugin_runpod.api.open import find_key, open_api
+from snakemake_executor_plugin_runpod.api.retry import insist
 from snakemake_executor_plugin_runpod.commands.text import farewell, spending
 from snakemake_executor_plugin_runpod.context import Context
 from snakemake_executor_plugin_runpod.job import from_snakemake as reading
@@ -51,11 +52,15 @@ class Session:
         self.ledger = Ledger()
         often = (self.settings.grace or 0) * 60 / POLLS  # a pod that is asked less dies of silence
         self._context = Context(self.settings, self.ledger, limits(), say, min(poll_s, often))
-        self._budget = Budget(self.settings.budget or 0, self.ledger, say)
+        daily = self.settings.daily_budget or 0
+        self._budget = Budget(self.settings.budget or 0, self.ledger, say, daily)
+        self._key = find_key()
+        os.environ.pop("RUNPOD_API_KEY", None)  # no job of this machine needs it
         self._api: PodApi | None = None
+        self._account = Account()
         self._pods: Pods | None = None
         self._guard: asyncio.Task[None] | None = None
-        self._detached = False
+        self._detached = self._interrupted = False
         self.succeeded: set[str] = set()
         self.engine: Engine
         if holder := self.ledger.claim():
@@ -112,7 +117,7 @@ class Session:
 
     async def halt(self, detach: bool) -> None:
         """End all jobs now; see `Engine.halt`."""
-        self._detached = detach
+        self._detached, self._interrupted = detach, True
         if self._pods is not None:
             await self.engine.halt("the run was interrupted", detach=detach)
 
@@ -121,7 +126,14 @@ class Session:
         if self._guard is not None:
             self._guard.cancel()
         if self._pods is not None:
-            await self._pods.close(self._detached)
+            await self._pods.close(self._detached, patient=not self._interrupted)
+
+    def left(self) -> str:
+        """Say which pods may be alive although they were to end; nothing if none is."""
+        if self._detached:
+            return ""
+        leases = [x for x in self.ledger.open_leases() if x.rate and not x.kept]
+        return ", ".join(lease.id or lease.name for lease in leases)
 
     def end_without_loop(self) -> None:
         """Ask once more that every pod is ended: the last resort if the event loop has died."""
@@ -171,13 +183,17 @@ class Session:
 
     def _rent_from_runpod(self, waiting: list[Any]) -> None:
         """Prepare to rent; in a thread, since it takes seconds and asks the network."""
-        self._api = api = self._api or open_api(self.settings.api or "auto")
-        os.environ.pop("RUNPOD_API_KEY", None)  # no job of this machine needs it
+        if self._api is None:
+            self._api = open_api(self.settings.api or "auto", self._key)
+            self._account = insist(self._api.account)
+            self.ledger.know(self._key or "", self._account.user)
+        api = self._api
         offers = []
         if waiting:
-            needed = [needs(dict(job.resources.items())) for job in waiting]
+            needed = [needs(dict(job.resources.items())) for job in reading.submitted(waiting)]
             check_hub((need.hub for need in needed), self._say)
-            offers = check_account(api, self.settings, needed)
+            spent = self._budget.spent_today()
+            offers = check_account(api, self._account, self.settings, needed, spent)
         fleet = Fleet(api, self.ledger, self._context.limits, self._say)
         identity = Identity.of_project(self.ledger.folder)
         provision = Provision(
