@@ -10,16 +10,24 @@ from snakemake_executor_plugin_runpod.api.errors import printable
 TAIL = 20
 """Lines of a failed job's console that are shown."""
 
-SHORTAGES = {
-    "vram": r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED",
-    "disk": r"No space left on device|Disk quota exceeded",
-    "memory": r"Cannot allocate memory|MemoryError|oom-kill"
-    r"|non-zero exit status 137|died with <Signals\.SIGKILL",
-}
-"""What a console says when a pod was too small, by what there was too little of."""
+OUT_OF_VRAM = re.compile(
+    r"([\w.]*OutOfMemoryError: |RuntimeError: ).*"
+    r"(CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory)"
+)
+"""The line of a Python exception that says that a GPU has too little memory."""
 
-KILLED = 137
-"""The status of a process that was killed, mostly for lack of memory."""
+SNAKEMAKE = re.compile(
+    r"RuleException:|Error in (group|rule) |\[\w{3} \w{3} .*\]$|CalledProcessError"
+)
+"""Where Snakemake begins to speak of a job that has failed."""
+
+FULL = re.compile(r"\[Errno (28|122)\]")
+"""What the agent says when the pod's disk, or its quota, has no room: ENOSPC, EDQUOT."""
+
+UNKNOWN_PACKAGE = re.compile(
+    r"No matching distribution|HASHES|hash(es)? .*(mismatch|match)|conflict"
+)
+NO_NETWORK = re.compile(r"Retrying \(|[Cc]onnection|[Tt]imed? ?out|Temporary failure")
 
 
 class JobError(Exception):
@@ -41,25 +49,53 @@ class ShortageError(Exception):
     Attributes:
         what: vram, memory or disk.
         had: how many GB there were; None if nobody knows.
-        tail: the end of the console.
+        more: what the job said last, and where the rest is.
     """
 
     what: str
     had: float | None
-    tail: str
+    more: str = ""
 
     def __str__(self) -> str:
         there = "" if self.had is None else f" (there were {self.had:.0f} GB)"
         return f"too little {self.what}{there}"
 
 
-def shortage(texts: Iterable[str], code: int | None = None) -> str | None:
-    """Say what there was too little of, from what a job printed and its exit status."""
-    for text in texts:
-        for what, pattern in SHORTAGES.items():
-            if re.search(pattern, text):
-                return what
-    return "memory" if code == KILLED else None
+def shortage(evidence: dict[str, Any], texts: Iterable[str]) -> str | None:
+    """Say what there was too little of, if that is proven.
+
+    What a job prints proves nothing: it may have met with a shortage and gone on. Only the
+    exception that ended it does, the kernel's count of processes killed for lack of memory, and a
+    disk that was seen to be full.
+
+    Args:
+        evidence: of this attempt, from the agent.
+        texts: what the job printed, and its logs.
+    """
+    if evidence.get("oom_kills"):
+        return "memory"
+    if evidence.get("full") is True:
+        return "disk"
+    return "vram" if any(map(is_out_of_vram, texts)) else None
+
+
+def is_out_of_vram(text: str) -> bool:
+    """Tell whether the last thing that a text tells is an exception for lack of GPU memory."""
+    own: list[str] = []
+    for line in text.splitlines():
+        if SNAKEMAKE.match(line):
+            break
+        own += [line] if line.strip() else []
+    frames = [number for number, line in enumerate(own) if line.startswith("Traceback ")]
+    if not frames:
+        return False
+    after = [line for line in own[frames[-1] + 1 :] if not line.startswith(" ")]
+    return len(after) == 1 and OUT_OF_VRAM.match(after[0]) is not None
+
+
+def is_of_requirements(text: str) -> bool:
+    """Tell whether pip failed for what it was asked for, and not for want of a network."""
+    return bool(UNKNOWN_PACKAGE.search(text)) and not NO_NETWORK.search(text)
 
 
 def tail(text: str) -> str:

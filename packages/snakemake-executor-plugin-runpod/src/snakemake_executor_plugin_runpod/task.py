@@ -58,6 +58,7 @@ class Task:
         inputs: paths, relative to the working directory.
         outputs: paths that must exist afterwards, relative to the working directory.
         updates: those of them that the job brings up to date, and that stay if it fails.
+        partial: those that are fetched as they are if it fails.
         logs: its log and benchmark files, which are fetched in any case.
         identity: its rule, wildcards, parameters and command, as Snakemake knows them.
         image: of the container.
@@ -91,6 +92,7 @@ class Task:
     requirements: str
     snakemake: str
     anew: str
+    partial: list[str] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     sealed: dict[str, str] = field(default_factory=dict)

@@ -38,7 +38,8 @@ class Fault:
     - `banner` (silent, junk or hang), `throttle` (bytes a second), `blackhole` (after `bytes`): of
       its first `times` connections
     - `die`, `drop`, `truncate`, `flip`, `stall`: when a command that matches `at` is run on it, or
-      (`die`, and `freeze`, which stops its processes) when a file that matches the glob `file`
+      (`die`, `freeze`, which stops its processes, and `wipe`, which empties its disk) when a file
+      that matches the glob `file`
       exists, or `after` seconds
 
     Attributes:
@@ -77,6 +78,6 @@ class Fault:
         return bool(self.at) and re.search(self.at, command) is not None
 
 
-ON_COMMAND = {"die", "drop", "truncate", "flip", "stall", "freeze", "noise"}
+ON_COMMAND = {"die", "drop", "truncate", "flip", "stall", "freeze", "wipe", "noise"}
 ON_COMMAND |= {"denied", "moves", "new-key", "banner", "throttle", "blackhole"}
 """Faults that happen on the pod, while it works."""

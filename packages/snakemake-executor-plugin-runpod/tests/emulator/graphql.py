@@ -158,7 +158,7 @@ def _field(store: Store, account: Account, name: str, given: Any, ignore: bool) 
         money = {"clientBalance": account.balance, "currentSpendPerHr": spending}
         return {"id": "user_emulated", "pods": pods, "networkVolumes": [], **money}
     if name == "pod":
-        pod = store.find(account, given["podId"])
+        pod = store.shown(account, given["podId"])
         return view(store, pod) if pod else None
     if name == "podFindAndDeployOnDemand":
         return view(store, store.create(account, _spec(given)))

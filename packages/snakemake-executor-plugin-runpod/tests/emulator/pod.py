@@ -7,6 +7,7 @@ kernel's signal for a parent's death.
 import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -131,7 +132,7 @@ class Pod:
         while True:
             await asyncio.sleep(0.05)
             for fault in self.faults:
-                if fault["kind"] in ("die", "freeze") and not fault["fired"]:
+                if fault["kind"] in ("die", "freeze", "wipe") and not fault["fired"]:
                     after, pattern = fault["after"], fault["file"]
                     due = after is not None and time.monotonic() - begun > after
                     if due or (pattern and any(self.home.glob(pattern))):
@@ -143,6 +144,8 @@ class Pod:
         self.tell(("fired", fault["kind"]))
         if fault["kind"] == "die":
             self.tell(("died", None))
+        if fault["kind"] == "wipe":
+            shutil.rmtree(self.home / ".snakemake-runpod/jobs", ignore_errors=True)
         if fault["kind"] == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -63,7 +63,7 @@ def execute(  # noqa: PLR0917
             return 201, view(store, store.create(account, _spec(body)))
         except RefusedError as error:
             raise ProblemError(402 if "balance" in str(error) else 400, str(error)) from None
-    pod = store.find(account, id)
+    pod = store.shown(account, id) if call == "get" else store.find(account, id)
     if call == "get" and pod:
         return 200, view(store, pod)
     if call == "terminate" and pod:

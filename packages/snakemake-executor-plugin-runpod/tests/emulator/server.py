@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             account.calls[call] += own is None
             account.moments += [time.time()] if own is None else []
             fault = account.strike(call, own is not None)
+        if account.outage and own is None:
+            return self._json(503, {"title": "Service Unavailable", "status": 503, "detail": ""})
         if graph and account.retired:
             return self._json(410, {"message": "This API has been retired."})
         return self._call(account, own, call, path, document, body, fault)
@@ -208,6 +210,7 @@ class Handler(BaseHTTPRequestHandler):
                 "calls": dict(account.calls),
                 "moments": account.moments,
                 "peak": account.peak,
+                "blind": account.blind,
             }
         self._json(200, answer)
 

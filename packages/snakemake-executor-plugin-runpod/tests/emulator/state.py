@@ -79,6 +79,8 @@ class Account:
         stale: seconds for which listings still show a pod that has ended.
         calls: how often each call was made; `moments`: when all were.
         peak: most pods alive at one time.
+        blind: so many calls that list or show pods find none.
+        outage: every call answers 503.
         edge: an agent that the edge in front of the service refuses this account, beside those
             that it refuses everybody.
     """
@@ -94,6 +96,8 @@ class Account:
     moments: list[float] = field(default_factory=list)
     peak: int = 0
     retired: bool = False
+    blind: int = 0
+    outage: bool = False
     edge: str = ""
     valid: bool = True
 
@@ -180,6 +184,8 @@ class Store:
     def listed(self, account: Account) -> list[Pod]:
         """Return the pods that a listing shows now."""
         now = self.clock()
+        if self._is_blind(account):
+            return []
         return [
             pod
             for pod in account.pods.values()
@@ -189,6 +195,15 @@ class Store:
                 else now - pod.ended < account.stale
             )
         ]
+
+    def shown(self, account: Account, id: str) -> Pod | None:  # noqa: A002
+        """Return a living pod as a question for it shows it."""
+        return None if self._is_blind(account) else self.find(account, id)
+
+    def _is_blind(self, account: Account) -> bool:
+        with self.lock:
+            account.blind = max(0, account.blind - 1)
+            return account.blind > 0
 
     def find(self, account: Account, id: str) -> Pod | None:  # noqa: A002
         """Return a living pod."""

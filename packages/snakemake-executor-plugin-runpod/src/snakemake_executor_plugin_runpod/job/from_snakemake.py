@@ -154,6 +154,30 @@ def plain(value: Any) -> Any:
     return type(value).__qualname__
 
 
+def refuse(job: Any, workflow: Any) -> None:
+    """Refuse a job that could lose results, or cannot run on a pod.
+
+    Raises:
+        ValueError: with the way to mend it.
+    """
+    if updates(job) and not workflow.execution_settings.keep_incomplete:
+        raise ValueError(
+            f"rule {job.rule.name} updates its outputs: set keep-incomplete, else Snakemake "
+            "deletes them all when the job fails"
+        )
+    for kind, names in (("input", inputs(job)), ("output", outputs(job)), ("log", logs(job))):
+        if absolute := [name for name in names if Path(name).is_absolute()]:
+            raise ValueError(
+                f"rule {job.rule.name}: the {kind} {absolute[0]} has an absolute path, which a pod "
+                "does not have: name it relative to the working directory"
+            )
+    for name in outputs(job):
+        folder = next(p for p in Path(name).absolute().parents if p.exists())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder} cannot be written to: {name} could not come home")
+    needs(dict(job.resources.items()))
+
+
 def task(
     job: Any,
     workflow: Any,
@@ -180,7 +204,7 @@ def task(
     most_s = (settings.max_hours or 0) * 3600
     limit_s = min(most_s, 60 * need.runtime_min) if need.runtime_min else most_s
     updated = updates(job)
-    plan = plan_of(workflow, settings, inputs(job))
+    plan = plan_of(workflow, settings, inputs(job), [*outputs(job), *logs(job)])
     secrets = dict(declared)
     if (token := os.environ.get("HF_TOKEN")) and "HF_TOKEN" not in secrets:
         secrets["HF_TOKEN_FILE"] = token
@@ -202,6 +226,7 @@ def task(
         inputs=inputs(job),
         outputs=outputs(job),
         updates=updated,
+        partial=outputs(job) if workflow.execution_settings.keep_incomplete else updated,
         logs=logs(job),
         identity=identity(job),
         image=settings.image or "",
@@ -216,13 +241,16 @@ def task(
     )
 
 
-def plan_of(workflow: Any, settings: ExecutorSettings, names: Iterable[str]) -> Layout:
-    """Lay out what is staged for a job with these inputs."""
+def plan_of(
+    workflow: Any, settings: ExecutorSettings, read: Iterable[str], made: Iterable[str] = ()
+) -> Layout:
+    """Lay out what is staged for a job, by what it reads and what it makes."""
     return layout(
         Path(workflow.main_snakefile),
         Path.cwd(),
         settings_files=[Path(path) for path in workflow.configfiles],
-        inputs=names,
+        inputs=read,
+        outputs=made,
         listed=workflow.dag.get_sources,
         stage=words(settings.stage),
     )

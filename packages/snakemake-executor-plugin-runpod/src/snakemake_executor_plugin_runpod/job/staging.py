@@ -83,6 +83,7 @@ def layout(
     *,
     settings_files: Iterable[Path],
     inputs: Iterable[str],
+    outputs: Iterable[str] = (),
     listed: Callable[[], Iterable[str]],
     stage: Iterable[str],
 ) -> Layout:
@@ -93,6 +94,7 @@ def layout(
         work: the working directory.
         settings_files: the workflow's settings files.
         inputs: of the jobs, relative to the working directory; they widen the base.
+        outputs: of the jobs; they widen it too.
         listed: returns the sources as Snakemake lists them, relative to the working directory;
             asked where git knows nothing.
         stage: paths that the user adds, relative to the repository.
@@ -126,7 +128,7 @@ def layout(
             f"{source} would not be on the pods, since git does not track it: "
             "commit it, or set --runpod-stage src"
         )
-    places = [repository, work, *files, *(work / name for name in inputs)]
+    places = [repository, work, *files, *(work / name for name in (*inputs, *outputs))]
     base = Path(os.path.commonpath([_absolute(place) for place in places]))
     unique = tuple(dict.fromkeys(path for path in files if path.is_file() or path.is_symlink()))
     return Layout(base, repository, work, unique, tracked)
@@ -142,13 +144,32 @@ def staged(plan: Layout, extra: Iterable[str]) -> list[tuple[str, Path]]:
 
     Returns:
         Names below the root on the pod, and paths here.
+
+    Raises:
+        ValueError: if an input has a link to a folder that would not be there, or to nothing.
     """
-    found = {plan.name(path): path for path in plan.sources}
+    found = {plan.name(path): path for path in plan.sources if not _leads_out(plan, path)}
     for each in extra:
         path = plan.work / each
         for file in _below(path):
+            if _leads_out(plan, file):
+                raise ValueError(
+                    f"the input {each} has a link, {file.relative_to(plan.work)}, to "
+                    f"{file.readlink()}, which would not be on the pod: put files in its place"
+                )
             found[plan.name(file)] = file
     return sorted(found.items())
+
+
+def _leads_out(plan: Layout, path: Path) -> bool:
+    """Tell whether a path is a link, to a folder or to nothing, that leads out of the base.
+
+    A link to a file is staged as that file, wherever it lies.
+    """
+    if not path.is_symlink() or path.is_file():
+        return False
+    target = Path(os.path.normpath(path.parent / path.readlink()))
+    return path.readlink().is_absolute() or plan.base not in (target, *target.parents)
 
 
 @cache

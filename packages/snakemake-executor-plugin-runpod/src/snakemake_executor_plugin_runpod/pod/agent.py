@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from deadman import variables
 from folder import (
+    CONSOLE_HEAD,
     HOME,
     Json,
     beat,
@@ -37,11 +38,13 @@ from folder import (
     work,
     write_json,
 )
-from machine import cuda, disk_free_gb, gpus, memory_gb, speed
+from machine import cuda, disk_free_gb, gpus, is_full, memory_gb, oom_kills, speed
 
 HERE = Path(__file__).resolve().parent
 CHUNK = 1 << 20
 LOG_PIECE = 1 << 17
+LOG_BACKLOG, LOG_TAIL = 1 << 20, 1 << 18
+"""Of a console that is so many bytes ahead of what was sent, so many of its end are sent."""
 
 
 def hello(request: Json) -> Json:
@@ -114,7 +117,7 @@ def put(request: Json) -> Json:
             inside(root, str(Path(name).parent / digest))
             path.symlink_to(digest)
             continue
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(".incoming.part")  # no name may grow longer than it is
         with part.open("wb") as file:
             received = copy(sys.stdin.buffer, file, size)
         if received != digest:
@@ -153,13 +156,17 @@ def start(request: Json) -> Json:
     secrets.touch(mode=0o600)
     secrets.write_text(json.dumps(request.pop("secrets", {})))
     write_json(folder / "spec.json", request)
+    write_json(folder / "before.json", {"oom_kills": oom_kills()})
     process = detached([sys.executable, str(HERE / "supervisor.py"), str(folder)], console(folder))
     (folder / "pid").write_text(f"{process.pid} {born(process.pid)}")
     return {"started": True}
 
 
 def poll(request: Json) -> Json:
-    """Say how far the job is, and give the next piece of what it printed."""
+    """Say how far the job is, and give the next piece of what it printed.
+
+    Of what it printed faster than it is asked for, the middle is left out.
+    """
     beat()
     folder = job(request)
     if not (folder / "started").exists():
@@ -167,45 +174,98 @@ def poll(request: Json) -> Json:
     state: Json = {"phase": "starting"}
     state.update(read_json(folder / "status.json"))
     state["alive"] = is_alive(folder)
-    try:
-        with console(folder).open("rb") as file:
-            file.seek(request["offset"])
-            piece = file.read(LOG_PIECE)
-    except OSError:
-        piece = b""
-    state["log"] = piece.decode(errors="replace")
-    state["offset"] = request["offset"] + len(piece)
+    if state["phase"] == "done" or not state["alive"]:
+        state["evidence"] = evidence(folder)
+    state["log"], state["offset"], state["more"] = printed(folder, request["offset"])
     return state
 
 
+def evidence(folder: Path) -> Json:
+    """Say what is proven of how the job ended.
+
+    Returns:
+        oom_kills: how many processes the kernel has killed since for lack of memory; None if it
+        does not count them. full: whether the disk was seen to be full.
+    """
+    before, after = read_json(folder / "before.json").get("oom_kills"), oom_kills()
+    killed = None if before is None or after is None else after - before
+    return {"oom_kills": killed, "full": (folder / "full").exists() or is_full(folder)}
+
+
+def printed(folder: Path, offset: int) -> tuple[str, int, bool]:
+    """Return what was printed from an offset on, the next offset, and whether there is more."""
+    try:
+        with console(folder).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            piece, behind = b"", size - offset > LOG_BACKLOG
+            if not (behind and offset >= CONSOLE_HEAD):  # else it may be off the disk
+                file.seek(offset)
+                piece = file.read(LOG_PIECE)
+                offset += len(piece)
+            if behind:
+                left_out = size - LOG_TAIL - offset
+                note = f"\n[... {left_out} bytes of the console are left out ...]\n"
+                piece, offset = piece + note.encode(), size - LOG_TAIL
+    except OSError:
+        return "", offset, False
+    return piece.decode(errors="replace"), offset, offset < size
+
+
 def manifest(request: Json) -> Json:
-    """List the products that exist, by the names that were asked for, with size and sha256."""
+    """List what there is of some products: files with size and sha256, links and folders.
+
+    A link inside a folder that is a product is listed as it is, unless it leads out of the working
+    directory: that, like a product that is such a link itself, is refused by name.
+    """
     folder = job(request)
     known = read_json(folder / "digests.json")
     found: list[Json] = []
+    refused: list[Json] = []
     for product in request["products"]:
-        for path, below in files_of(folder, product):
-            state = path.stat()
-            key, mark = str(path), [state.st_size, state.st_mtime_ns]
-            if known.get(key, {}).get("mark") != mark:
-                with path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
-                    digest = copy(file, nowhere, state.st_size)
-                known[key] = {"mark": mark, "sha256": digest}
-            entry = {"product": product, "below": below, "size": mark[0], "mtime_ns": mark[1]}
-            found.append(dict(entry, sha256=known[key]["sha256"]))
-    folders = [p for p in request["products"] if (work(folder) / p).is_dir()]
+        for path, below in parts_of(folder, product):
+            entry: Json = {"product": product, "below": below}
+            with suppress(FileNotFoundError):  # it is gone again, or is a link to nothing
+                listed = describe(folder, path, entry, known)
+                (refused if "out" in listed else found).append(listed)
     write_json(folder / "digests.json", known)
-    return {"files": found, "folders": folders, "now_ns": time.time_ns()}
+    return {"entries": found, "refused": refused, "now_ns": time.time_ns()}
+
+
+def describe(folder: Path, path: Path, entry: Json, known: Json) -> Json:
+    """Describe a file, link or folder of a product; with `out` if it is a link that leads out."""
+    entry["mtime_ns"] = path.lstat().st_mtime_ns
+    if entry["below"] and path.is_symlink():
+        target = str(path.readlink())
+        if leads_out(folder, path, target):
+            return dict(entry, out=target)
+        return dict(entry, kind="link", link=target)
+    if not is_inside(folder, path):
+        return dict(entry, out=str(path.resolve()))
+    state = path.stat()
+    entry["mode"] = stat.S_IMODE(state.st_mode)
+    if stat.S_ISDIR(state.st_mode):
+        return dict(entry, kind="folder")
+    if not stat.S_ISREG(state.st_mode):
+        raise FileNotFoundError(path)  # a pipe or socket is no file
+    return dict(entry, kind="file", size=state.st_size, sha256=digest_of(path, state, known))
+
+
+def digest_of(path: Path, state: os.stat_result, known: Json) -> str:
+    """Return the sha256 of a file; one that is known is not read again."""
+    key, mark = str(path), [state.st_size, state.st_mtime_ns]
+    if known.get(key, {}).get("mark") != mark:
+        with path.open("rb") as file, Path(os.devnull).open("wb") as nowhere:
+            known[key] = {"mark": mark, "sha256": copy(file, nowhere, state.st_size)}
+    return str(known[key]["sha256"])
 
 
 def get(request: Json) -> None:
     """Send files: for each, exactly as many bytes as were asked for."""
     folder = job(request)
     for product, below, size in request["files"]:
-        paths = {b: p for p, b in files_of(folder, product)}
-        left = size
-        if below in paths:
-            with paths[below].open("rb") as file:
+        path, left = Path(work(folder), product, below), size
+        if path.is_file() and is_inside(folder, path):
+            with path.open("rb") as file:
                 while left and (piece := file.read(min(CHUNK, left))):
                     sys.stdout.buffer.write(piece)
                     left -= len(piece)
@@ -217,20 +277,33 @@ def get(request: Json) -> None:
     beat()
 
 
-def files_of(folder: Path, product: str) -> Iterator[tuple[Path, str]]:
-    """Yield the regular files of a product and, for a folder, their names below it."""
-    root = (folder / "root").resolve()
+def parts_of(folder: Path, product: str) -> Iterator[tuple[Path, str]]:
+    """Yield a product and, if it is a folder, all that is in it, with the names below it.
+
+    The tree is walked once; links in it are not followed.
+    """
     path = work(folder) / product
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return
-    inside(root, os.path.relpath(path.resolve(), root))
-    if path.is_file():
-        yield path, ""
+    yield path, ""
+    if not path.is_dir() or not is_inside(folder, path):
         return
-    for each in sorted(path.rglob("*")):
-        inside(root, os.path.relpath(each.resolve(), root))
-        if stat.S_ISREG(each.stat().st_mode):
+    for place, folders, files in os.walk(path):
+        for name in sorted([*folders, *files]):
+            each = Path(place, name)
             yield each, each.relative_to(path).as_posix()
+
+
+def is_inside(folder: Path, path: Path) -> bool:
+    """Tell whether a path lies in the job's folder, wherever links lead."""
+    root = (folder / "root").resolve()
+    return root in path.resolve().parents
+
+
+def leads_out(folder: Path, path: Path, target: str) -> bool:
+    """Tell whether a link would lead out of the working directory, here or at home."""
+    there = Path(os.path.normpath(path.parent / target))
+    return Path(target).is_absolute() or work(folder) not in (there, *there.parents)
 
 
 def stop(request: Json) -> Json:

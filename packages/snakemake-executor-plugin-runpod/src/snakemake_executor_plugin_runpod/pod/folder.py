@@ -10,6 +10,9 @@ from typing import Any
 
 HOME = Path(os.environ.get("SNAKEMAKE_RUNPOD_HOME") or Path.home() / ".snakemake-runpod")
 
+CONSOLE_HEAD = CONSOLE_TAIL = 8 << 20
+"""Bytes of a console that stay on the disk, of its beginning and its end."""
+
 Json = dict[str, Any]
 
 

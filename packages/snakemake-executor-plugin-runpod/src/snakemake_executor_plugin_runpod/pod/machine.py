@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from deadman import AGENT
+from deadman import AGENT, variables
 
 LEAST_BYTES = 1_000_000
 """From fewer bytes no speed can be told."""
@@ -26,6 +26,9 @@ NO_GPU = (6, 8, 9, 14, 15, 16, 18)
 """Exit statuses of nvidia-smi that say that no GPU works: none was found, one lacks power, the
 driver is not loaded, the infoROM is corrupt, a device is lost, must be reset, or has a driver of
 another version than this library (its manual, RETURN VALUE; NVML's codes of the same numbers)."""
+
+FULL_GB = 0.02
+"""A disk with less than that is full: what failed had no room for its next piece."""
 
 CHUNK = 1 << 20
 
@@ -77,6 +80,26 @@ def disk_free_gb(folder: Path) -> float | None:
     lines = (output("df", "-P", "-k", str(folder)) or "").splitlines()
     with suppress(IndexError, ValueError):
         return int(lines[1].split()[3]) * 1024 / 1e9
+    return None
+
+
+def is_full(folder: Path) -> bool:
+    """Tell whether the disk is known to be full."""
+    free = disk_free_gb(folder)
+    return free is not None and free < FULL_GB
+
+
+def oom_kills() -> int | None:
+    """Return how many processes of this container were killed for lack of memory.
+
+    The kernel counts them: `memory.events` of cgroup v2, `memory.oom_control` of v1.
+    """
+    root = Path(variables().get("SNAKEMAKE_RUNPOD_CGROUP", "/sys/fs/cgroup"))
+    for name in ("memory.events", "memory/memory.oom_control"):
+        with suppress(OSError, ValueError):
+            for line in (root / name).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return None
 
 

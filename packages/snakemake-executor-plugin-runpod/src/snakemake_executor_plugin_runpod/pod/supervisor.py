@@ -5,6 +5,7 @@ usage: python3 supervisor.py FOLDER, the job's folder with spec.json and secrets
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -14,18 +15,28 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from deadman import variables
-from folder import HOME, Json, read_json, write_json
+from folder import CONSOLE_HEAD, CONSOLE_TAIL, HOME, Json, console, read_json, write_json
+from machine import is_full
 
 PYTHONS = ("python3.12", "python3.13", "python3.11", "python3")
 NOT_FOR_JOBS = ("RUNPOD_API_KEY", "PUBLIC_KEY", "HF_TOKEN")
 TIMED_OUT = 124
+LOOK_S = 5.0
+
+PUNCH_HOLE = 3
+"""Of fallocate(2): free a range, and keep the size of the file."""
 
 
 class UnusableError(Exception):
     """The environment could not be made."""
+
+
+class UnfitError(UnusableError):
+    """It cannot be made on any host: the image or the requirements are not fit for the job."""
 
 
 def environment(spec: Json) -> Path:
@@ -52,7 +63,7 @@ def build(folder: Path, requirements: str) -> None:
         if shutil.which(python) and run(python, "-c", check) == 0:
             break
     else:
-        raise UnusableError("the image has no Python 3.11 or later with venv")
+        raise UnfitError("the image has no Python 3.11 or later with venv")
     listed = folder.with_suffix(".txt")
     listed.write_text(requirements)
     pip = str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"
@@ -83,7 +94,7 @@ def check_version(python: Path, wanted: str) -> None:
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     found = done.stdout.strip()
     if found != wanted:
-        raise UnusableError(
+        raise UnfitError(
             "the environment has Snakemake {}, not {}".format(found or "nowhere", wanted)
         )
 
@@ -118,7 +129,8 @@ def supervise(folder: Path) -> Json:
         python = environment(spec) / "bin/python"
         check_version(python, spec["snakemake"])
     except (UnusableError, OSError) as error:
-        return dict(state, phase="failed", error=f"no Python environment: {error}")
+        own = isinstance(error, UnfitError)
+        return dict(state, phase="failed", own=own, error=f"no Python environment: {error}")
     state["seconds"]["environment"] = time.monotonic() - begun
     state["environment_bytes"] = received() - bytes_before
     state.update(phase="running", since=time.time())
@@ -130,16 +142,45 @@ def supervise(folder: Path) -> Json:
     words = ["bash", "--norc", "-c", spec["command"]]
     process = subprocess.Popen(words, cwd=str(directory), env=known, start_new_session=True)
     write_json(folder / "status.json", dict(state, pid=process.pid))
-    try:
-        code = process.wait(timeout=spec["limit_s"])
-    except subprocess.TimeoutExpired:
+    code = wait(process, folder, spec["limit_s"])
+    if code is None:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         code = TIMED_OUT
         state["error"] = "it ran longer than its limit of %.0f minutes" % (spec["limit_s"] / 60)
     state["seconds"]["run"] = time.monotonic() - begun
     state["code"] = code if code >= 0 else 128 - code
     (folder / "hf_token").unlink(missing_ok=True)
     return dict(state, phase="done", since=time.time())
+
+
+def wait(process: subprocess.Popen[bytes], folder: Path, limit_s: float) -> int | None:
+    """Wait for a job, and look after its disk; return its exit status, None if it takes too long.
+
+    What is written down when the disk is full is evidence: who fails then may tidy up before it
+    ends. Of a long console the middle is given back to the file system.
+    """
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            return process.wait(timeout=max(0.01, min(LOOK_S, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end:
+                return None
+        if is_full(folder):
+            with suppress(OSError):
+                (folder / "full").touch()
+        with suppress(OSError):
+            hollow(console(folder))
+
+
+def hollow(path: Path) -> None:
+    """Give the middle of a long file back to the file system; it reads as zeros then."""
+    middle = path.stat().st_size - CONSOLE_HEAD - CONSOLE_TAIL
+    if middle > CONSOLE_TAIL:
+        with path.open("r+b") as file:
+            offset, size = ctypes.c_int64(CONSOLE_HEAD), ctypes.c_int64(middle)
+            ctypes.CDLL(None).fallocate64(file.fileno(), PUNCH_HOLE, offset, size)
 
 
 def main() -> None:

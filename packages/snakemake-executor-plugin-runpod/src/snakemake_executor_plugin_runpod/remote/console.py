@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from snakemake_executor_plugin_runpod.api.errors import printable
@@ -15,6 +16,9 @@ CHATTER = re.compile(
     r"|Using shell|Storing output in storage"
 )
 """What Snakemake says on the pod whatever it is told; it is kept, not told."""
+
+CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+"""Control characters but tabulators and line ends, those of UTF-8's second page too."""
 
 MOST = 100_000
 """Characters of a file that are looked at when a job has failed."""
@@ -60,3 +64,12 @@ def read(path: Path) -> str:
         return path.read_text(errors="replace")[-MOST:]
     except OSError:
         return ""
+
+
+def neutralise(path: Path) -> None:
+    """Make the control characters of a log visible: Snakemake prints it as it is."""
+    with suppress(OSError):
+        raw = path.read_bytes()
+        shown = CONTROL.sub(lambda found: b"^%c" % (found[0][-1] & 0x1F | 0x40), raw)
+        if shown != raw:
+            path.write_bytes(shown)

@@ -1,17 +1,19 @@
 """Files to a pod and back: each is proven by its sha256 on both sides, and gets its name last."""
 
 import asyncio
-import glob
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import aclosing
+import stat
+from collections.abc import Iterable, Iterator, Set
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from snakemake_executor_plugin_runpod.api.errors import printable
 from snakemake_executor_plugin_runpod.digests import Digests, Item
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
 from snakemake_executor_plugin_runpod.failures import JobError
@@ -24,6 +26,9 @@ ATTEMPTS = 5
 
 BATCH = 2000
 """Files in one request."""
+
+MANY = 64
+"""More files than that are put on the disk all at once: one by one takes longer than they took."""
 
 
 async def upload(link: Link, job: str, items: list[Item], limits: Limits) -> int:
@@ -75,51 +80,90 @@ def _contents(items: Iterable[Item]) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Product:
-    """A file that a job has made, as the pod lists it.
+    """A file, link or folder that a job has made, as the pod lists it.
 
     Attributes:
         product: the output's path, relative to the working directory.
         below: its name below the output if that is a folder, else empty.
+        kind: file, link or folder.
+        size: of a file in bytes.
+        sha256: of a file.
+        mode: permission bits, of a file or folder.
+        link: what a link points at.
     """
 
     product: str
     below: str
-    size: int
-    sha256: str
+    kind: str
     mtime_ns: int
+    size: int = 0
+    sha256: str = ""
+    mode: int = 0o644
+    link: str = ""
 
     @property
     def target(self) -> Path:
         """Where it goes here."""
         return Path(self.product, self.below) if self.below else Path(self.product)
 
+    @property
+    def permissions(self) -> tuple[bool, bool]:
+        """Whether its owner may execute it, and write to it."""
+        return bool(self.mode & stat.S_IXUSR), bool(self.mode & stat.S_IWUSR)
+
+    def is_sound(self, allowed: Set[str]) -> bool:
+        """Tell whether it may be what it says, and leads nowhere but to its place."""
+        here = _inside(self.below) if self.below else self.kind != "link"
+        if not (here and self.product in allowed and self.mtime_ns >= 0):
+            return False
+        if self.kind == "file":
+            return self.size >= 0 and re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
+        if self.kind == "link":
+            return _inside(os.path.normpath(self.target.parent / self.link), Path(self.product))
+        return self.kind == "folder"
+
+
+def _inside(name: str, product: Path = Path()) -> bool:
+    """Tell whether a path leads no higher than the working directory, or than a product above it.
+
+    Args:
+        name: relative, with slashes.
+        product: an output, which may itself lie above the working directory.
+    """
+    parts = Path(name).parts
+    if not name or "\0" in name or Path(name).is_absolute():
+        return False
+    above = Path(os.path.normpath(product))
+    return ".." not in parts or above in (Path(name), *Path(name).parents)
+
 
 def read_manifest(answer: dict[str, Any], expected: Iterable[str]) -> list[Product]:
     """Check what a pod lists: only what was asked for, and no name that leads elsewhere.
 
+    Names may have any character that a file's may; whoever prints them makes them printable.
+
     Raises:
         RemoteError: naming what is not to be trusted.
     """
-    allowed, found, listed = set(expected), [], answer.get("files")
+    allowed, found, listed = set(expected), [], answer.get("entries")
     if not isinstance(listed, list):
         raise RemoteError("untrusted output: no list of files")
     for entry in listed:
         try:
-            product = Product(**{f.name: cast(Any, f.type)(entry[f.name]) for f in fields(Product)})
+            named = {
+                f.name: cast(Any, f.type)(entry[f.name]) for f in fields(Product) if f.name in entry
+            }
+            product = Product(**named)
+            sound = product.is_sound(allowed)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise RemoteError("untrusted output: a malformed entry") from None
-        parts = Path(product.below).parts
-        sound = (
-            product.product in allowed
-            and product.size >= 0
-            and re.fullmatch("[0-9a-f]{64}", product.sha256)
-            and not Path(product.below).is_absolute()
-            and ".." not in parts
-            and product.below.isprintable()
-        )
         if not sound:
             raise RemoteError(f"untrusted output: {product.product!r} {product.below!r}")
         found.append(product)
+    links = {p.target for p in found if p.kind == "link"}
+    for product in found:
+        if links and links & set(product.target.parents):  # nothing may be written through a link
+            raise RemoteError(f"untrusted output: {product.product!r} {product.below!r}")
     return found
 
 
@@ -155,10 +199,11 @@ class Fetch:
             raise JobError(
                 f"its products have {need} bytes, {free} are free here: free some and run again"
             )
-        ready: dict[Product, Path] = {}
+        ready: set[Product] = set()
         try:
+            files = [p for p in wanted if p.kind == "file"]
             for number in range(ATTEMPTS):
-                todo = [p for p in wanted if p not in ready]
+                todo = [p for p in files if p not in ready]
                 if not todo:
                     break
                 try:
@@ -166,11 +211,13 @@ class Fetch:
                 except LostError:
                     if number == ATTEMPTS - 1:
                         raise
-            if left := [p for p in wanted if p not in ready]:
-                raise RemoteError(f"{left[0].target}: arrived {ATTEMPTS} times with a wrong sha256")
+            if left := [p for p in files if p not in ready]:
+                name = printable(str(left[0].target))
+                raise RemoteError(f"{name}: arrived {ATTEMPTS} times with a wrong sha256")
+            await asyncio.to_thread(self._complete, wanted)
             reach(Failpoint.BEFORE_RENAME)
             for product in sorted(wanted, key=lambda p: p.mtime_ns):
-                self._name(product, ready[product])
+                self._name(product)
             reach(Failpoint.AFTER_RENAME)
         finally:
             for target in {Path(p.product) for p in wanted}:
@@ -178,32 +225,37 @@ class Fetch:
         return wanted
 
     def _differing(self, products: list[Product]) -> list[Product]:
-        """Return the files that are not here; of a folder all, if one is not or one too many is."""
+        """Return what is not here; of a folder all, if one thing is not or one too many is."""
         differing = {p for p in products if not self._is_here(p)}
-        folders = {p.product for p in products if p.below}
-        for folder in folders:
-            files = {p.below for p in products if p.product == folder}
-            here = {
-                q.relative_to(folder).as_posix() for q in Path(folder).rglob("*") if q.is_file()
-            }
-            if here != files:
+        for folder in {p.product for p in products if p.kind == "folder" and not p.below}:
+            there = {p.below for p in products if p.product == folder and p.below}
+            here = {q.relative_to(folder).as_posix() for q in Path(folder).rglob("*")}
+            if here != there:
                 differing |= {p for p in products if p.product == folder}
-        renewed = {p.product for p in differing if p.below}
-        return [p for p in products if p in differing or p.product in renewed]
+        renewed = {p.product for p in differing}
+        return [p for p in products if p.product in renewed]
 
     def _is_here(self, product: Product) -> bool:
         path = product.target
-        same = path.is_file() and not path.is_symlink() and path.stat().st_size == product.size
+        if product.kind == "link":
+            return path.is_symlink() and str(path.readlink()) == product.link
+        if path.is_symlink() or not path.exists():
+            return False
+        if product.kind == "folder":
+            return path.is_dir()
+        state = path.stat()
+        executes, writes = bool(state.st_mode & stat.S_IXUSR), bool(state.st_mode & stat.S_IWUSR)
+        same = path.is_file() and state.st_size == product.size
+        same = same and (executes, writes) == product.permissions
         return same and self._digests(path) == product.sha256
 
     def _part(self, product: Product) -> Path:
-        target = Path(product.product)
-        part = target.with_name(f".{target.name}.{self._attempt}.part")
+        part = _part_of(Path(product.product), self._attempt)
         part = part / product.below if product.below else part
         part.parent.mkdir(parents=True, exist_ok=True)
         return part
 
-    async def _receive(self, todo: list[Product], ready: dict[Product, Path]) -> None:
+    async def _receive(self, todo: list[Product], ready: set[Product]) -> None:
         """Receive files into their temporary names; those that are whole are added to `ready`."""
         request = {"job": self._job, "files": [[p.product, p.below, p.size] for p in todo]}
         reach(Failpoint.COPYING)
@@ -223,25 +275,40 @@ class Fetch:
                         file.write(piece)
                         digest.update(piece)
                         size -= len(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if len(todo) <= MANY:
+                        file.flush()
+                        os.fsync(file.fileno())
                 if digest.hexdigest() == product.sha256:
-                    ready[product] = part
+                    ready.add(product)
                 else:
                     part.unlink()
             async for _ in stream:
                 pass
 
-    def _name(self, product: Product, part: Path) -> None:
+    def _complete(self, wanted: list[Product]) -> None:
+        """Make folders and links, give files their permissions, and put all on the disk."""
+        folders = [p for p in wanted if p.kind == "folder"]
+        for product in folders:
+            self._part(product).mkdir(exist_ok=True)
+        for product in (p for p in wanted if p.kind == "file"):
+            _permit(self._part(product), *product.permissions)
+        for product in (p for p in wanted if p.kind == "link"):
+            self._part(product).symlink_to(product.link)
+        for product in reversed(folders):  # what is in them was made
+            if product.below:
+                _permit(self._part(product), True, product.permissions[1])
+        if len(wanted) > MANY:
+            os.sync()
+
+    def _name(self, product: Product) -> None:
         """Give what is whole its own name; its time is now, by this machine's clock."""
         target = Path(product.product)
-        if product.below:
-            part = target.with_name(f".{target.name}.{self._attempt}.part")
-            if not part.exists():
-                return  # the folder has its name already
+        part = _part_of(target, self._attempt)
+        if not part.exists():
+            return  # the folder has its name already
         os.utime(part)
         if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
+            _remove(target)
         part.replace(target)
         handle = os.open(target.parent, os.O_RDONLY)
         try:
@@ -250,10 +317,39 @@ class Fetch:
             os.close(handle)
 
 
+def _part_of(target: Path, attempt: str) -> Path:
+    """Return where a product waits for its name: a short one, since its own may be the longest."""
+    return target.with_name(f".{_short(target.name)}.{_short(attempt)}.part")
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _permit(path: Path, executes: bool, writes: bool) -> None:
+    """Give a file or folder permissions, as far as this user's umask lets others have them."""
+    path.chmod((0o777 if executes else 0o666) & ~_umask() & (0o777 if writes else 0o555))
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where it or one in it may not be written to."""
+    for place, _, _ in os.walk(folder):
+        Path(place).chmod(0o700)
+    shutil.rmtree(folder)
+
+
 def _sweep(target: Path) -> None:
     """Remove what earlier transfers of an output left behind."""
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+    for part in target.parent.glob(f".{_short(target.name)}.*.part"):
+        with suppress(OSError):
+            if part.is_dir() and not part.is_symlink():
+                _remove(part)
+            else:
+                part.unlink()

@@ -10,16 +10,18 @@ from snakemake_executor_plugin_runpod.api.errors import printable
 from snakemake_executor_plugin_runpod.context import Context
 from snakemake_executor_plugin_runpod.failpoints import Failpoint, reach
 from snakemake_executor_plugin_runpod.failures import (
+    FULL,
     BadHostError,
     JobError,
     PodLostError,
     ShortageError,
     available,
+    is_of_requirements,
     shortage,
     tail,
 )
 from snakemake_executor_plugin_runpod.lease import Lease
-from snakemake_executor_plugin_runpod.remote.console import Console, read
+from snakemake_executor_plugin_runpod.remote.console import Console, neutralise, read
 from snakemake_executor_plugin_runpod.remote.inspection import fault, is_switched, unknown
 from snakemake_executor_plugin_runpod.remote.link import Link, LostError, RemoteError
 from snakemake_executor_plugin_runpod.remote.transfer import Fetch, read_manifest, upload
@@ -28,9 +30,6 @@ from snakemake_executor_plugin_runpod.task import Task
 SPEED_S = 5
 SETTLED_NS = 1_000_000_000
 """A file that was written less than this ago may still be written to."""
-
-LOG_PIECE = 1 << 17
-"""The pod sends a console in pieces of so many bytes."""
 
 ENDED = ("done", "failed")
 
@@ -65,6 +64,8 @@ class Attempt:
         self._gone, self._clear = gone, clear
         self._tell, self._digests = context.say, context.digests
         self._facts: dict[str, Any] = {}
+        self._offset = 0
+        self._finishing: asyncio.Task[None] | None = None
         path = context.ledger.folder / "logs" / f"{lease.name}.log"
         self._console = Console(path, self._say, context.poll_s)
 
@@ -92,7 +93,9 @@ class Attempt:
         else:
             self._say("its job was started before: going on with it")
         state = await self._watch()
-        await self._finish(state)
+        self._finishing = asyncio.ensure_future(self._finish(state))
+        self._finishing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._finishing)  # what has come so far is not thrown away
 
     async def _log_in(self) -> None:
         """Wait for a login, and make sure that it is the pod that was rented."""
@@ -195,30 +198,46 @@ class Attempt:
 
     async def _watch(self) -> dict[str, Any]:
         """Wait for the end of the job; return its last state."""
-        offset, harvested, dead = 0, time.monotonic(), 0
+        harvested, dead = time.monotonic(), 0
         self._console.clear()
+        self._offset = 0
         while True:
-            state = await self._ask("poll", offset=offset)
+            state = await self._look()
             self.lease.dies = None
             reach(Failpoint.POLLING)
             if state["phase"] == "new":
                 raise PodLostError("its container started anew")
             if state["phase"] not in (self.lease.phase, "starting"):
                 self._phase(state["phase"], seconds=state.get("seconds"))
-            self._console.add(state["log"])
-            size, offset = state["offset"] - offset, state["offset"]
-            if state["phase"] in ENDED and not size:
+            if state["phase"] in ENDED:
                 return state
-            dead = 0 if state["alive"] or size or state["phase"] in ENDED else dead + 1
+            dead = 0 if state["alive"] or state["more"] else dead + 1
             if dead > 1:
-                raise ShortageError(
-                    "memory", available("memory", self._facts), "    its process was killed"
-                )
+                return state | {"error": "the process that looks after it was killed"}
             if self.task.updates and time.monotonic() - harvested > self._limits.harvest:
                 await self._steady(self.harvest)
                 harvested = time.monotonic()
-            if size < LOG_PIECE and state["phase"] not in ENDED:
+            if not state["more"]:
                 await asyncio.sleep(self._poll_s)
+
+    async def _look(self) -> dict[str, Any]:
+        """Ask how far the job is, and keep the next piece of what it printed."""
+        state = await self._ask("poll", offset=self._offset)
+        if state["phase"] != "new":
+            self._console.add(state["log"])
+            self._offset = state["offset"]
+        return state
+
+    async def salvage(self) -> None:
+        """Fetch what is finished of a job that must end now: all of it, or finished parts."""
+        if self._finishing is None:
+            state = await self._look()
+            if state["phase"] == "done":
+                self._finishing = asyncio.ensure_future(self._finish(state))
+        if self._finishing is not None:
+            await self._finishing
+        elif self.task.updates:
+            await self.harvest()
 
     async def harvest(self) -> None:
         """Fetch finished parts of a job that brings its outputs up to date, while it works."""
@@ -229,27 +248,52 @@ class Attempt:
             self._say(f"{len(fetched)} finished files are here")
 
     async def _finish(self, state: dict[str, Any]) -> None:
-        """Fetch the products; of a failed job its logs, and what it had brought up to date."""
+        """Fetch the products, then the rest of the console; of a failed job what it leaves.
+
+        Raises:
+            JobError, ShortageError, BadHostError: if it failed, or its products cannot come home.
+        """
         good = state["phase"] == "done" and state.get("code") == 0
-        names = [*(self.task.outputs if good else self.task.updates), *self.task.logs]
-        products, missing = await self._steady(lambda: self._bring(names))
+        names = [*(self.task.outputs if good else self.task.partial), *self.task.logs]
+        products, missing, refused = await self._steady(lambda: self._bring(names))
+        more = state["more"]
+        while more:
+            more = (await self._look()).get("more")
         if not good:
+            for log in self.task.logs:
+                neutralise(Path(log))
             raise self._failure(state)
+        if refused:
+            raise JobError(f"{refused}\n{self._last_words()}")
         if lacking := [name for name in self.task.outputs if name in missing]:
-            raise JobError(f"it ended without an error, but did not make {lacking[0]}")
+            text = f"it ended without an error, but did not make {lacking[0]}"
+            raise JobError(f"{text}\n{self._last_words()}")
         self._ledger.write("fetched", self.lease.name, products=products)
         self._phase("fetched")
 
-    async def _bring(self, names: list[str]) -> tuple[dict[str, str], set[str]]:
-        """Fetch what exists of some products; return the digests, and the names of the others."""
+    async def _bring(self, names: list[str]) -> tuple[dict[str, str], set[str], str]:
+        """Fetch what exists of some products.
+
+        Returns:
+            The digests of files, the names of products that do not exist, and why something of the
+            others cannot come home.
+        """
         answer = await self._manifest(names)
         products = read_manifest(answer, names)
         await self._fetch()(products)
-        folders = set(answer["folders"]) & set(names)
-        for folder in folders:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        there = {product.product for product in products} | folders
-        return {str(p.target): p.sha256 for p in products}, set(names) - there
+        refused = ""
+        for entry in answer.get("refused") or []:
+            name = printable(str(Path(str(entry.get("product")), str(entry.get("below")))))
+            target = printable(str(entry.get("out")))
+            refused = refused or (
+                f"its product {name} is a link to {target}, which leads out of the job's folder "
+                "and would lead nowhere here: all else is fetched; make it a file, or a relative "
+                "link"
+            )
+        there = {product.product for product in products}
+        there |= {str(entry.get("product")) for entry in answer.get("refused") or []}
+        digests = {str(p.target): p.sha256 for p in products if p.kind == "file"}
+        return digests, set(names) - there, refused
 
     def _fetch(self) -> Fetch:
         return Fetch(self.link, self.job, self.lease.name, self._limits, self._digests)
@@ -259,14 +303,20 @@ class Attempt:
         return await self.link.ask("manifest", request, patience=10 * self._limits.call)
 
     def _failure(self, state: dict[str, Any]) -> Exception:
-        text = read(self._console.path)
+        """Say why a job failed, with its last words; the host is blamed only with proof."""
+        text, more = read(self._console.path), self._last_words()
+        reason = printable(str(state.get("error") or f"exit status {state.get('code')}"))[:300]
         if state["phase"] == "failed":
-            return BadHostError(f"{printable(str(state.get('error')))[:300]}\n{tail(text)}")
+            own = state.get("own") or is_of_requirements(text)
+            return (JobError if own else BadHostError)(f"{reason}\n{more}")
         texts = [text, *(read(Path(log)) for log in self.task.logs)]
-        if what := shortage(texts, state.get("code")):
-            return ShortageError(what, available(what, self._facts), tail(text))
-        reason = printable(str(state.get("error") or f"exit status {state.get('code')}"))
-        return JobError(f"{reason}\n{tail(text)}\n(all of it: {self._console.path})")
+        if what := shortage(state.get("evidence") or {}, texts):
+            return ShortageError(what, available(what, self._facts), more)
+        return JobError(f"{reason}\n{more}")
+
+    def _last_words(self) -> str:
+        """Return the end of what the job printed, and where all of it is."""
+        return f"{tail(read(self._console.path))}\n(all of it: {self._console.path})"
 
     async def _ask(self, command: str, /, **request: Any) -> dict[str, Any]:
         whole = {"job": self.job, **request}
@@ -295,8 +345,8 @@ class Attempt:
                     self._say(f"the connection was lost ({error}): coming back to it")
                 await asyncio.sleep(min(self._poll_s, self._limits.lost / 10))
             except RemoteError as error:
-                if what := shortage([str(error)]):
-                    raise ShortageError(what, available(what, self._facts), "") from None
+                if FULL.search(str(error)):
+                    raise ShortageError("disk", available("disk", self._facts)) from None
                 raise BadHostError(str(error)) from None
 
     def _phase(self, phase: str, **facts: Any) -> None:

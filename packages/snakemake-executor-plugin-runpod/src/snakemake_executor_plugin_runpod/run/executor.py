@@ -80,12 +80,12 @@ class Executor(RemoteExecutor):
         return "python"
 
     def run_job(self, job: JobExecutorInterface) -> None:
-        """Take a job over."""
+        """Take a job over; one that cannot run on a pod fails, and no other one with it."""
         try:
             task = self._session.task(job, self.format_job_exec(job), self.envvars())
+            info = SubmittedJobInfo(job, external_jobid=task.key, aux={"task": task})
         except ValueError as error:
-            raise WorkflowError(str(error)) from None
-        info = SubmittedJobInfo(job, external_jobid=task.key, aux={"task": task})
+            info = SubmittedJobInfo(job, aux={"refused": str(error)})
         self.report_job_submission(info)
         self._nudge()
 
@@ -100,6 +100,9 @@ class Executor(RemoteExecutor):
         for info in active_jobs:
             aux = info.aux or {}
             running = aux.get("running")
+            if refused := aux.get("refused"):
+                self.report_job_error(info, msg=f"{refused}\n")
+                continue
             if running is None:
                 try:
                     await self._session.ready(info.job)

@@ -30,7 +30,8 @@ LARGER = 2
 OTHERS = 3
 """How often a machine that is no good is left for another."""
 
-LAST_HARVEST_S = 20
+SALVAGE_S = 45
+"""How long a job that must end now may still send what it has finished."""
 
 
 class Engine:
@@ -118,9 +119,10 @@ class Engine:
         if jobs:
             await asyncio.wait(jobs)
 
-    async def close(self) -> None:
-        """End whatever pods are left, and wait until it is proven."""
-        await self._pods.close(self._detached)
+    async def wait(self) -> None:
+        """Wait until all jobs have ended, which may take as long as what they salvage."""
+        if self._jobs:
+            await asyncio.wait(set(self._jobs), timeout=SALVAGE_S)
 
     async def _run(self, task: Task) -> None:
         try:
@@ -136,7 +138,11 @@ class Engine:
             raise JobError(self.halted) from None
 
     async def _bring_to_end(self, task: Task) -> None:
-        recipe = await asyncio.to_thread(lambda: task.recipe(task.items(self._context.digests)))
+        try:
+            items = await asyncio.to_thread(task.items, self._context.digests)
+        except (ValueError, OSError) as error:  # an input that cannot be sent
+            raise JobError(str(error)) from None
+        recipe = task.recipe(items)
         if task.anew:
             self._ledger.supersede(task.key)
         if done := await asyncio.to_thread(self._is_done, task, recipe.fingerprint):
@@ -153,12 +159,13 @@ class Engine:
             try:
                 return await self._once(task, recipe)
             except (PodLostError, BadHostError, ShortageError) as error:
+                more = f"\n{error.more}" if isinstance(error, ShortageError) and error.more else ""
                 if patience[type(error)] == 0:
-                    raise JobError(f"{error}; it was tried often enough") from None
+                    raise JobError(f"{error}; it was tried often enough{more}") from None
                 patience[type(error)] -= 1
                 if isinstance(error, ShortageError):
                     task = self._enlarge(task, error)
-                self._say(task, f"{error}: trying another pod")
+                self._say(task, f"{error}: trying another pod{more}")
 
     async def _once(self, task: Task, recipe: Recipe) -> None:
         """Run a job on one pod, and see to it that the pod ends."""
@@ -194,12 +201,12 @@ class Engine:
             await self._pods.give_back(lease, failed=failed, detach=self._detached)
 
     async def _salvage(self, attempt: Attempt | None) -> None:
-        """Fetch finished parts of a job that must end now."""
-        if attempt is None or self._detached or not attempt.task.updates:
+        """Fetch what is finished of a job that must end now."""
+        if attempt is None or self._detached:
             return
         with suppress(Exception):
-            async with asyncio.timeout(LAST_HARVEST_S):
-                await attempt.harvest()
+            async with asyncio.timeout(SALVAGE_S):
+                await attempt.salvage()
 
     def _enlarge(self, task: Task, error: ShortageError) -> Task:
         before = task.needs

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api.errors import ApiError
@@ -105,7 +104,13 @@ class Session:
         self._guard = asyncio.ensure_future(self.engine.guard())
 
     def task(self, job: Any, command: str, declared: Mapping[str, str]) -> Task:
-        """Describe a job; see `jobs.task`."""
+        """Describe a job; see `from_snakemake.task`.
+
+        Raises:
+            ValueError: if it cannot run on a pod.
+        """
+        for each in reading.members(job):
+            reading.refuse(each, self._workflow)
         return reading.task(
             job,
             self._workflow,
@@ -126,6 +131,7 @@ class Session:
         if self._guard is not None:
             self._guard.cancel()
         if self._pods is not None:
+            await self.engine.wait()
             await self._pods.close(self._detached, patient=not self._interrupted)
 
     def left(self) -> str:
@@ -164,19 +170,8 @@ class Session:
         Raises:
             ValueError: with the way to mend it.
         """
-        kept = self._workflow.execution_settings.keep_incomplete
         for job in waiting:
-            if reading.updates(job) and not kept:
-                raise ValueError(
-                    f"rule {job.rule.name} updates its outputs: set keep-incomplete, else "
-                    "Snakemake deletes them all when the job fails"
-                )
-            if absolute := [n for n in reading.outputs(job) if Path(n).is_absolute()]:
-                raise ValueError(f"the output {absolute[0]} has an absolute path; make it relative")
-            for name in reading.outputs(job):
-                folder = next(p for p in Path(name).absolute().parents if p.exists())
-                if not os.access(folder, os.W_OK | os.X_OK):
-                    raise ValueError(f"{folder} cannot be written to: {name} could not come home")
+            reading.refuse(job, self._workflow)
         if waiting:
             plan = reading.plan_of(self._workflow, self.settings, [])
             reading.requirements(plan.repository, self.settings)
