@@ -77,10 +77,13 @@ def test_44_names_that_lead_elsewhere_are_refused(project):
     assert not project.account.alive
 
 
-ENTRY = {"product": "a.json", "below": "", "size": 3, "sha256": "a" * 64, "mtime_ns": 1}
+ENTRY = {"product": "a.json", "below": "", "kind": "file", "mtime_ns": 1, "mode": 0o644}
+ENTRY |= {"size": 3, "sha256": "a" * 64}
+LINK = {"product": "d", "below": "x/l", "kind": "link", "mtime_ns": 1, "link": "../f"}
 LIES = {
     "product": ["b.json", "../a.json", "/etc/passwd", "a.json/../b", ["a.json"], None],
-    "below": ["../b", "/etc/passwd", "b/../../c", "b\nc", "b\x1b[2Jc", "b\0c"],
+    "below": ["../b", "/etc/passwd", "b/../../c", "b\0c"],
+    "kind": ["link", "socket", None],
     "size": [-1, float("inf"), float("nan"), None, "many", []],
     "sha256": ["a" * 63, "A" * 64, "a" * 64 + "\n", None],
     "mtime_ns": [float("inf"), None],
@@ -89,13 +92,31 @@ LIES = {
 
 @pytest.mark.fault(44)
 def test_44_a_list_of_products_is_believed_in_nothing():
-    assert len(read_manifest({"files": [ENTRY]}, ["a.json"])) == 1
-    lies = [{"files": [ENTRY | {key: lie}]} for key, these in LIES.items() for lie in these]
-    others = [{"files": value} for value in (None, 5, "a", {"a": 1}, [None], [[]], [{}])]
+    assert len(read_manifest({"entries": [ENTRY]}, ["a.json"])) == 1
+    lies = [{"entries": [ENTRY | {key: lie}]} for key, these in LIES.items() for lie in these]
+    others = [{"entries": value} for value in (None, 5, "a", {"a": 1}, [None], [[]], [{}])]
     for answer in [*lies, *others, {}]:
         with pytest.raises(RemoteError, match="untrusted output") as refusal:
             read_manifest(answer, ["a.json"])
         assert str(refusal.value).isprintable()
+
+
+@pytest.mark.fault(44)
+def test_44_links_lead_nowhere_else_and_nothing_is_written_through_one():
+    """Names may have any other character: they are the job's, not the host's fault."""
+    for name in ("x/日本\u3000語", "a\u00a0b", "b\nc", "b\x1b[2Jc", "n" * 255):
+        (found,) = read_manifest({"entries": [LINK | {"below": name, "link": "f"}]}, ["d"])
+        assert found.below == name
+    for target in ("/etc/passwd", "../../../f", "../../..", "a\0b", ""):
+        with pytest.raises(RemoteError, match="untrusted output"):
+            read_manifest({"entries": [LINK | {"link": target}]}, ["d"])
+    through = ENTRY | {"product": "d", "below": "x/l/evil"}
+    with pytest.raises(RemoteError, match="untrusted output"):
+        read_manifest({"entries": [LINK, through]}, ["d"])
+    above = LINK | {"product": "../d", "link": "../../e"}
+    with pytest.raises(RemoteError, match="untrusted output"):
+        read_manifest({"entries": [above]}, ["../d"])
+    assert read_manifest({"entries": [above | {"link": "../f"}]}, ["../d"])
 
 
 @pytest.mark.fault(44)

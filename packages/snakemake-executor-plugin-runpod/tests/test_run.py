@@ -121,9 +121,21 @@ def test_either_transport(project, undisturbed, transport):
 
 @pytest.mark.slow
 def test_a_retired_api_is_left_for_the_new_one(project, undisturbed):
+    """By which pods can end themselves then, or they are refused with the reason."""
     project.account.change(retired=True)
-    said = project()
-    project.ends_like(undisturbed, said, pods=1)
+    said = project("--runpod-api", "auto")
+    assert said.code == 1
+    assert "it could not end itself" in said.text
+    assert "'graphql': 'refused: 410 " in said.text
+    assert "see --runpod-allow-no-switch" in said.text
+    assert not project.account.alive
+    project.account.change(rest_for_pods=True)
+    run = project.start(*project.slow(60), "--runpod-api", "auto", "--runpod-grace", "0.05")
+    wait_until(lambda: any(e.get("phase") == "running" for e in project.ledger_so_far()), 60)
+    run.kill()
+    run.communicate()
+    wait_until(lambda: not project.account.alive)
+    project.ends_like(undisturbed, project("--configfile", "config.yaml", "--runpod-api", "auto"))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ EVENTS = {
 }
 """What an entry may tell, and the facts that it must come with."""
 
-LATER = ("disk_gb", "grace_s", "account", "keyed", "home")
+LATER = ("disk_gb", "grace_s", "account", "keyed", "home", "cloud")
 """Facts of an intent that the ledgers of earlier versions do not have."""
 
 Json = dict[str, Any]
@@ -39,6 +39,7 @@ class Lease:
         grace_s: after so many seconds of silence it ends itself.
         account: digest of the account that pays; empty where the API does not tell.
         keyed: digest of the API key that it was asked for with.
+        cloud: secure, or community: then its host is anybody's.
         home: where it was asked for: the ledger's inode, host and working directory.
         id: of the pod; None while it is not known whether there is one.
         host_key: of its sshd, from the first login on.
@@ -67,6 +68,7 @@ class Lease:
     account: str = ""
     keyed: str = ""
     home: str = ""
+    cloud: str = ""
     id: str | None = None
     created: float | None = None
     host_key: str | None = None

@@ -32,7 +32,7 @@ class ExecutorSettings(ExecutorSettingsBase):
         choices=["auto", "sdk", "rest-v2"],
     )
     image: Optional[str] = _option(
-        "runpod/pytorch:1.0.3-cu1281-torch291-ubuntu2404",
+        "runpod/pytorch:1.0.7-cu1281-torch291-ubuntu2404",
         "Container image, pinned by tag. It must start sshd from PUBLIC_KEY, as all images of "
         "RunPod do, and have bash and Python 3.",
     )
@@ -108,7 +108,8 @@ class ExecutorSettings(ExecutorSettingsBase):
     )
     pass_env: Optional[str] = _words(
         "HF_ENDPOINT HF_HUB_DISABLE_XET",
-        "Variables that jobs get where they are set here. HF_TOKEN always goes, in a file.",
+        "Variables that jobs get where they are set here. HF_TOKEN goes in a file, to jobs with a "
+        "resource `hub`, on hosts of Secure Cloud; named here it goes to all.",
         "NAME",
     )
     node: Optional[str] = _option(

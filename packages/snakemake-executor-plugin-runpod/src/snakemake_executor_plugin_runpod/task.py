@@ -69,6 +69,7 @@ class Task:
             empty where Snakemake waits for this very job, which it was told is at work.
         variables: of its process; none is secret.
         secrets: variables that reach the pod in a file only.
+        trusts_all: whether the token of the hub may go to hosts that are anybody's, too.
         sealed: for each of them that may decide the result a digest that nobody else can make.
     """
 
@@ -96,6 +97,7 @@ class Task:
     variables: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     sealed: dict[str, str] = field(default_factory=dict)
+    trusts_all: bool = False
 
     def items(self, digests: Digests) -> list[Item]:
         """Describe everything that is staged."""

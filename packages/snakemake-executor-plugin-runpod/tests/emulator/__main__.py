@@ -1,7 +1,10 @@
 """Runs the emulator until its standard input is closed.
 
 usage: python -m emulator --folder FOLDER [--boot-s S]
-       python -m emulator [--hub FOLDER] -- COMMAND…   runs COMMAND against it, then prints the bill
+       python -m emulator -- COMMAND…   runs COMMAND against it, then prints the bill
+
+EMULATED_DAY=without-graphql makes it a day on which the old API answers 410, and pods end
+themselves by REST v2.
 """
 
 import argparse
@@ -52,6 +55,8 @@ def main() -> int:
 def serve(command: list[str], store: Store, url: str) -> int:
     """Run a command against the emulator; fail if it leaves pods."""
     account = store.account(KEY)
+    if os.environ.get("EMULATED_DAY") == "without-graphql":
+        account.retired = account.rest_for_pods = True
     env = os.environ | {"RUNPOD_API_BASE_URL": url, "RUNPOD_API_KEY": KEY}
     process = subprocess.Popen(command, env=env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it too

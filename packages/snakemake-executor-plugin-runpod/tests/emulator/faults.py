@@ -26,6 +26,7 @@ class Fault:
     Of a pod (`on`: pod), decided when it is created, `kind` is
 
     - `never-ready`: it gets no runtime; `no-port`: no public port
+    - `state`: its container is in state `value`, EXITED or ERROR, and never starts
     - `late-sshd`: sshd answers `value` seconds late
     - `machine`: it is on the host `value`
     - `price`: it costs `value` an hour; `gpu`: its driver shows `value`, a list of name and MiB

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator.state import GPUS, Account, Pod, RefusedError, Store
+from emulator.state import GPUS, MOST, Account, Pod, RefusedError, Store
 
 TOKEN = re.compile(
     r'"((?:[^"\\\n]|\\.)*)"|(-?\d+\.\d+|-?\d+)|([A-Za-z_]\w*)|([{}()\[\]:,$!])|(\s+)'
@@ -151,7 +151,7 @@ def execute(
 
 def _field(store: Store, account: Account, name: str, given: Any, ignore: bool) -> Any:
     if name == "gpuTypes":
-        return [_gpu(each) for each in GPUS if given.get("id") in (None, each)]
+        return [_gpu(account, each) for each in GPUS if given.get("id") in (None, each)]
     if name == "myself":
         pods = [view(store, pod) for pod in store.listed(account)]
         spending = sum(pod.rate for pod in account.alive())
@@ -206,7 +206,7 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
         "name": spec["name"],
         "imageName": spec["image"],
         "env": [f"{name}={value}" for name, value in spec["env"].items()],
-        "desiredStatus": "RUNNING",
+        "desiredStatus": pod.state if pod.has("state") else "RUNNING",
         "machineId": pod.machine,
         "machine": {
             "podHostId": f"{pod.id}-6441{pod.machine[:4]}",
@@ -232,14 +232,14 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
     }
 
 
-def _gpu(id: str) -> dict[str, Any]:  # noqa: A002
+def _gpu(account: Account, id: str) -> dict[str, Any]:  # noqa: A002
     memory, secure, community = GPUS[id]
     return {
         "id": id,
         "displayName": id.removeprefix("NVIDIA "),
         "manufacturer": "Nvidia",
         "memoryInGb": memory,
-        "maxGpuCount": 8,
+        "maxGpuCount": account.most.get(id, MOST),
         "cudaCores": 0,
         "secureCloud": True,
         "communityCloud": community is not None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 
-from emulator.state import GPUS, Account, Pod, RefusedError, Store
+from emulator.state import GPUS, MOST, Account, Pod, RefusedError, Store
 
 DESCRIPTION = json.loads(Path(__file__).with_name("v2.json").read_text())
 """The forms of pods, offers and errors in RunPod's published description, without its prose."""
@@ -34,6 +34,8 @@ def operation(method: str, path: str) -> str:
     """Name the call that a request makes, as faults name it."""
     if path.startswith("/v2/catalog/gpus"):
         return "offers"
+    if path == "/v2/billing/pods":
+        return "billing"
     one = re.fullmatch(r"/v2/pods/[^/]+", path) is not None
     return {
         ("GET", False): "list",
@@ -52,10 +54,14 @@ def execute(  # noqa: PLR0917
         ProblemError: with the status that says why not.
     """
     id = path.rpartition("/")[2]  # noqa: A001
-    if own and (call not in ("get", "terminate") or own.has("no-power")):
-        raise ProblemError(401, "missing or invalid bearer token")
+    if own and not (account.rest_for_pods and call == "terminate" and not own.has("no-power")):
+        raise ProblemError(403, "this key has no access to this resource")
+    if own and id != own.id:
+        raise ProblemError(404, "pod not found")
+    if call == "billing":
+        return 200, billing(store, account)
     if call == "offers":
-        return 200, {"gpus": [_gpu(each) for each in GPUS]}
+        return 200, {"gpus": [_gpu(account, each) for each in GPUS]}
     if call == "list":
         return 200, {"pods": [view(store, pod) for pod in store.listed(account)]}
     if call == "create":
@@ -108,7 +114,7 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
     return {
         "id": pod.id,
         "name": spec["name"],
-        "status": "RUNNING" if up else "STARTING",
+        "status": pod.state,
         "actions": ["stop", "restart", "terminate"] if up else ["terminate"],
         "image": spec["image"],
         "args": spec["start"],
@@ -131,7 +137,7 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
             "direct": direct if published else None,
         },
         "template": None,
-        "cost": pod.rate,
+        "cost": 0 if pod.has("state") else pod.rate,
         "locked": False,
         "aFieldOfTomorrow": [{"of": "any form"}, None],
         "globalNetworking": {"enabled": False},
@@ -146,8 +152,32 @@ def view(store: Store, pod: Pod) -> dict[str, Any]:
     }
 
 
-def _gpu(id: str) -> dict[str, Any]:  # noqa: A002
+def billing(store: Store, account: Account) -> dict[str, Any]:
+    """Bill every pod, in one bucket."""
+    now = store.clock()
+    bucket = {"startTime": _time(now - 86400), "endTime": _time(now)}
+    records = []
+    for pod in account.pods.values():
+        total, gpu = pod.cost(now), pod.rate * ((pod.ended or now) - pod.created) / 3600
+        amounts = {
+            "totalAmount": total,
+            "gpuAmount": gpu,
+            "cpuAmount": 0,
+            "diskAmount": total - gpu,
+        }
+        records.append({**bucket, "podId": pod.id, **amounts})
+    names = ("totalAmount", "gpuAmount", "cpuAmount", "diskAmount")
+    totals = {name: sum(record[name] for record in records) for name in names}
+    metadata = {"query": {**bucket, "bucketSize": "day"}, "recordCount": len(records)}
+    return {
+        "records": records,
+        "metadata": {**metadata, "totals": totals, "uniquePodCount": len(records)},
+    }
+
+
+def _gpu(account: Account, id: str) -> dict[str, Any]:  # noqa: A002
     memory, secure, community = GPUS[id]
+    most = account.most.get(id, MOST)
     return {
         "id": id,
         "name": id.removeprefix("NVIDIA "),
@@ -157,8 +187,12 @@ def _gpu(id: str) -> dict[str, Any]:  # noqa: A002
         "secure": True,
         "community": community is not None,
         "price": {"secure": secure, "community": community or 0},
-        "maxCount": {"secure": 8, "community": 8 if community else 0},
-        "availability": "HIGH",
+        "maxCount": {"secure": most, "community": most if community else 0},
+        "availability": account.availability.get(id, "HIGH"),
+        "cudaVersions": [
+            {"version": version, "available": True}
+            for version in account.cuda.get(id, ["12.8", "13.0"])
+        ],
     }
 
 

@@ -88,9 +88,28 @@ class Handler(BaseHTTPRequestHandler):
             fault = account.strike(call, own is not None)
         if account.outage and own is None:
             return self._json(503, {"title": "Service Unavailable", "status": 503, "detail": ""})
+        if not graph and own is None and (wait := self._over_limit(account)):
+            window, seconds = wait
+            problem = {"title": "Too Many Requests", "status": 429}
+            problem["detail"] = f"rate limit exceeded for the {window} window"
+            return self._json(429, problem, headers={"Retry-After": f"{seconds:.3f}"})
         if graph and account.retired:
             return self._json(410, {"message": "This API has been retired."})
         return self._call(account, own, call, path, document, body, fault)
+
+    def _over_limit(self, account: Account) -> tuple[str, float] | None:
+        """Return the window whose quota is used up, and the seconds until it ends.
+
+        REST v2 counts the calls of a user in windows (its published description, "The response
+        identifies the window that was exceeded and how long to wait").
+        """
+        now = time.time()
+        for name, most in account.limits.items():
+            length = float(name)
+            begin = now // length * length
+            if sum(moment >= begin for moment in account.moments) > most:
+                return name, begin + length - now
+        return None
 
     def _refused_by_edge(self) -> None:
         self._send(403, b"error code: 1010", "text/plain; charset=UTF-8")
@@ -171,8 +190,14 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def _json(self, status: int, value: Any, kind: str = "application/json") -> None:
-        self._send(status, json.dumps(value).encode(), kind)
+    def _json(
+        self,
+        status: int,
+        value: Any,
+        kind: str = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._send(status, json.dumps(value).encode(), kind, headers)
 
     def _send(
         self,

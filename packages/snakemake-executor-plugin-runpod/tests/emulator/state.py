@@ -22,8 +22,13 @@ GPUS = {
     "NVIDIA GeForce RTX 4090": (24, 0.74, 0.64),
     "NVIDIA L40S": (48, 0.89, 0.79),
     "NVIDIA H100 80GB HBM3": (80, 2.99, 2.69),
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": (96, 2.09, None),
+    "Tesla V100-SXM2-32GB": (32, 0.19, 0.10),
 }
 """GB, and dollars an hour in Secure and Community Cloud."""
+
+MOST = 8
+"""GPUs of one pod, where the account's catalogue says nothing else."""
 
 DISK_USD_PER_GB_H = 0.10 / 730
 """Container disk is billed on top of what the API calls the cost of a pod: $0.10 a GB and month
@@ -65,6 +70,12 @@ class Pod:
         return hourly * ((self.ended or now) - self.created) / 3600
 
     @property
+    def state(self) -> str:
+        """What REST v2 calls its state."""
+        fault = self.has("state")
+        return str(fault.value) if fault else "RUNNING" if self.is_up else "STARTING"
+
+    @property
     def is_up(self) -> bool:
         """Whether its container runs and its port is published."""
         return self.born is not None and self.ended is None
@@ -79,6 +90,11 @@ class Account:
         stale: seconds for which listings still show a pod that has ended.
         calls: how often each call was made; `moments`: when all were.
         peak: most pods alive at one time.
+        availability: of kinds of GPU, as REST v2's catalogue tells it; `most` GPUs of one pod and
+            the versions of `cuda` on their hosts, likewise.
+        limits: how many calls REST v2 allows in a window of so many seconds.
+        rest_for_pods: REST v2 lets a pod's own key end that pod. Now it answers 403 (public code of
+            2026-09: "podTerminate, the only route the pod-scoped key may use").
         blind: so many calls that list or show pods find none.
         outage: every call answers 503.
         edge: an agent that the edge in front of the service refuses this account, beside those
@@ -95,7 +111,12 @@ class Account:
     calls: Counter[str] = field(default_factory=Counter)
     moments: list[float] = field(default_factory=list)
     peak: int = 0
+    availability: dict[str, str] = field(default_factory=dict)
+    most: dict[str, int] = field(default_factory=dict)
+    cuda: dict[str, list[str]] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
     retired: bool = False
+    rest_for_pods: bool = False
     blind: int = 0
     outage: bool = False
     edge: str = ""
@@ -153,7 +174,9 @@ class Store:
         with self.lock:
             kind = GPUS.get(spec["gpu"])
             price = kind and kind[2 if spec["cloud"] == "COMMUNITY" else 1]
-            if price is None or account.stock.get(spec["gpu"], 1) <= 0:
+            none = account.availability.get(spec["gpu"]) == "NONE"
+            few = spec["gpus"] > account.most.get(spec["gpu"], MOST)
+            if price is None or none or few or account.stock.get(spec["gpu"], 1) <= 0:
                 raise RefusedError(NO_STOCK)
             if account.balance <= 0:
                 raise RefusedError("Insufficient funds: your balance is too low to rent this pod.")
@@ -177,7 +200,7 @@ class Store:
                 pod.machine = fault.value
             account.pods[pod.id] = pod
             account.peak = max(account.peak, len(account.alive()))
-        if not pod.has("never-ready"):
+        if not (pod.has("never-ready") or pod.has("state")):
             self.boot(account, pod)
         return pod
 

@@ -29,8 +29,8 @@ class PodView:
 
     Attributes:
         rate: US dollars an hour; None while the service does not say.
-        running: whether the service wants the pod to run. That it says so proves nothing: a pod
-            can be used when it has an endpoint and an SSH login works.
+        failed: its container has ended, or cannot run; it does not start again by itself. That
+            none has failed proves nothing: a pod can be used when a login by SSH works.
         terminated: it was ended for good, though the service still lists it.
         machine: id of the host, where the transport shows it.
         memory_gb: of the host, where the transport shows it.
@@ -39,7 +39,7 @@ class PodView:
     id: str
     name: str
     rate: float | None = None
-    running: bool = True
+    failed: str = ""
     terminated: bool = False
     endpoint: Endpoint | None = None
     machine: str | None = None
@@ -82,6 +82,8 @@ class Offer:
         secure: US dollars an hour for one GPU of Secure Cloud; None if not offered.
         community: the same of Community Cloud.
         stock: what the service says of its availability, such as High; empty if nothing.
+        most: most GPUs of one pod, in Secure and in Community Cloud; None if it does not say.
+        cuda: versions that hosts support now; empty if it does not say.
     """
 
     gpu: str
@@ -90,6 +92,13 @@ class Offer:
     secure: float | None
     community: float | None
     stock: str = ""
+    most: tuple[int | None, int | None] = (None, None)
+    cuda: tuple[str, ...] = ()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether there may be one now: only a plain NONE says that there is not."""
+        return self.stock.upper() != "NONE"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from snakemake_executor_plugin_runpod.api.errors import (
 from snakemake_executor_plugin_runpod.api.model import KEY_FIX, Account, Offer, PodView, Spec
 
 PRICES = """query { gpuTypes { id displayName memoryInGb secureCloud communityCloud securePrice
-communityPrice lowestPrice(input: {gpuCount: 1}) { stockStatus } } }"""
+communityPrice maxGpuCount lowestPrice(input: {gpuCount: 1}) { stockStatus } } }"""
 
 ACCOUNT = "query { myself { id clientBalance currentSpendPerHr } }"
 

@@ -12,6 +12,9 @@ ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]{0,252}")
 
+FAILED = ("EXITED", "ERROR", "DEAD")
+"""States from which a container does not come back by itself; the first two are REST v2's."""
+
 T = TypeVar("T")
 
 
@@ -44,7 +47,7 @@ def pod(raw: Any) -> PodView:
         id=identity,
         name=printable(str(raw.get("name") or ""))[:100],
         rate=number(raw.get("cost" if direct else "costPerHr")),
-        running=status in ("RUNNING", "STARTING", "PROVISIONING"),
+        failed=status if status in FAILED else "",
         terminated=status == "TERMINATED",
         endpoint=_rest_endpoint(raw) if direct else _graphql_endpoint(raw),
         machine=printable(str(raw.get("machineId") or ""))[:64] or None,
@@ -81,23 +84,31 @@ def offer(raw: Any) -> Offer:
     if not isinstance(name, str) or not name.isprintable():
         raise TransientError("the service answered no list of GPUs")
     if "price" in raw:
-        price = raw["price"] if isinstance(raw["price"], dict) else {}
+        price, most = (
+            raw[n] if isinstance(raw.get(n), dict) else {} for n in ("price", "maxCount")
+        )
+        versions = [v for v in raw.get("cudaVersions") or [] if isinstance(v, dict)]
         return Offer(
             gpu=raw["id"],
             name=printable(str(raw.get("name") or raw["id"])),
             memory_gb=_gb(raw.get("memory")),
-            secure=number(price.get("secure")) if raw.get("secure") else None,
-            community=number(price.get("community")) if raw.get("community") else None,
+            secure=_price(price.get("secure"), raw.get("secure")),
+            community=_price(price.get("community"), raw.get("community")),
             stock=printable(str(raw.get("availability") or "")),
+            most=(_gb(most.get("secure")), _gb(most.get("community"))),
+            cuda=tuple(printable(str(v.get("version"))) for v in versions if v.get("available")),
         )
     lowest = raw.get("lowestPrice") or {}
     return Offer(
         gpu=raw["id"],
         name=printable(str(raw.get("displayName") or raw["id"])),
         memory_gb=_gb(raw.get("memoryInGb")),
-        secure=number(raw.get("securePrice")) if raw.get("secureCloud") else None,
-        community=number(raw.get("communityPrice")) if raw.get("communityCloud") else None,
+        secure=_price(raw.get("securePrice"), raw.get("secureCloud")),
+        community=(number(raw.get("communityPrice")) or None)
+        if raw.get("communityCloud")
+        else None,
         stock=printable(str(lowest.get("stockStatus") or "")),
+        most=(_gb(raw.get("maxGpuCount")),) * 2,
     )
 
 
@@ -106,6 +117,15 @@ def number(raw: Any) -> float | None:
     if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 <= raw < 1e9:
         return None
     return float(raw)
+
+
+def _price(raw: Any, offered: Any) -> float | None:
+    """Read a price; 0 is that of what is not offered."""
+    return (number(raw) or None) if offered else None
+
+
+def _dict(raw: Any) -> dict[str, Any]:
+    return raw if isinstance(raw, dict) else {}
 
 
 def _gb(raw: Any) -> int | None:

@@ -206,9 +206,10 @@ def task(
     updated = updates(job)
     plan = plan_of(workflow, settings, inputs(job), [*outputs(job), *logs(job)])
     secrets = dict(declared)
-    if (token := os.environ.get("HF_TOKEN")) and "HF_TOKEN" not in secrets:
-        secrets["HF_TOKEN_FILE"] = token
     names = words(settings.pass_env)
+    asked = "HF_TOKEN" in names
+    if (token := os.environ.get("HF_TOKEN")) and "HF_TOKEN" not in secrets and (asked or need.hub):
+        secrets["HF_TOKEN_FILE"] = token
     key = key_of(title(job), [_place(one) for one in members(job)])
     staged_too = (plan.repository / name for name in words(settings.stage))
     read = _paths(inputs(job)) | {os.path.relpath(path, plan.work) for path in staged_too}
@@ -235,7 +236,8 @@ def task(
         requirements=requirements(plan.repository, settings),
         snakemake=version("snakemake"),
         anew=why_anew(job, workflow, key),
-        variables={name: os.environ[name] for name in names if name in os.environ},
+        variables={n: os.environ[n] for n in names if n in os.environ and n != "HF_TOKEN"},
+        trusts_all=asked,
         secrets=secrets,
         sealed={name: seal(value) for name, value in declared.items()},
     )

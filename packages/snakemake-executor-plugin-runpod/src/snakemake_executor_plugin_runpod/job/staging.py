@@ -10,6 +10,8 @@ from pathlib import Path
 
 NEVER = {".snakemake", ".git"}
 
+OWN = "/.snakemake/runpod/"
+
 DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|copying|changelog|contributing|code_of_conduct)(\.(md|rst))?"
     r"|\.git(ignore|attributes|modules)|\.github/.*|docs?/.*\.(md|rst)",
@@ -158,7 +160,8 @@ def staged(plan: Layout, extra: Iterable[str]) -> list[tuple[str, Path]]:
                     f"{file.readlink()}, which would not be on the pod: put files in its place"
                 )
             found[plan.name(file)] = file
-    return sorted(found.items())
+    own = {name for name in found if OWN in f"/{name}"}  # the ledger's folder holds keys
+    return sorted((name, path) for name, path in found.items() if name not in own)
 
 
 def _leads_out(plan: Layout, path: Path) -> bool:

@@ -178,6 +178,9 @@ class Rented(Pods):
                 return await self._fleet.is_gone(lease.id)
         except ApiError:
             return False
+        if view.failed:
+            self._context.say(f"pod {lease.id}: its container does not run: {view.failed}")
+            return True
         link.endpoint = view.endpoint or link.endpoint
         return False
 

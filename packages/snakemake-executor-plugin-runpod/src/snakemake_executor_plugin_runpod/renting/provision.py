@@ -77,6 +77,9 @@ class Provision:
         while True:
             for candidate in await self._candidates(task.needs):
                 kind = f"{candidate.gpu} ({candidate.cloud})"
+                if not candidate.free:
+                    tried[kind] = CapacityError("none is free, says RunPod's catalogue")
+                    continue
                 try:
                     return await self._rent(task, candidate, recipe)
                 except (CapacityError, BadHostError, PodLostError, AmbiguousError) as error:
@@ -90,6 +93,7 @@ class Provision:
             self._say(task, f"none of {len(tried)} kinds is free: again in {wait:.0f} s")
             await asyncio.sleep(wait)
             wait = min(2 * wait, self._limits.backoff_most)
+            self.offers = []  # what is free then is another question
 
     async def await_endpoint(self, lease: Lease) -> PodView:
         """Wait until a pod has a public port for SSH.
@@ -103,6 +107,8 @@ class Provision:
         while True:
             with suppress(TransientError):  # an API that fails proves nothing
                 view = await self._fleet.find(lease.id)
+                if view and view.failed:
+                    raise BadHostError(f"its container does not run: {view.failed}")
                 if view and view.endpoint:
                     return view
                 if view is None and await self._fleet.is_gone(lease.id):
@@ -159,6 +165,7 @@ class Provision:
             gpu=candidate.gpu,
             gpus=candidate.gpus,
             rate=price,
+            cloud=candidate.cloud,
             disk_gb=task.needs.disk_gb,
             grace_s=(self._settings.grace or 0) * 60,
             outputs=task.outputs,
@@ -226,7 +233,7 @@ class Provision:
         view = None
         while view is None or not view.rate:  # 0 is what a pod costs that does not run
             view = await self._fleet.call(self._fleet.api.pod, lease.id)
-            if view is not None and view.rate:
+            if view is not None and (view.rate or view.failed):
                 break
             if time.monotonic() > end:
                 raise PodLostError("it does not appear in the API, or without a price")
@@ -234,12 +241,13 @@ class Provision:
         if view.name != lease.name:  # not ours: leave it alone
             self._ledger.write("refused", lease.name)
             raise AmbiguousError(f"the service answered with another pod, {view.name}")
-        self._ledger.write(
-            "phase", lease.name, phase="rented", rate=view.rate, machine=view.machine
-        )
+        rate = view.rate or lease.rate
+        self._ledger.write("phase", lease.name, phase="rented", rate=rate, machine=view.machine)
+        if view.failed:
+            raise BadHostError(f"its container does not run: {view.failed}")
         most = self._settings.max_price or 0
-        if view.rate > most:
-            raise BadHostError(f"it costs ${view.rate:.2f}/h, over the limit of ${most:.2f}/h")
+        if rate > most:
+            raise BadHostError(f"it costs ${rate:.2f}/h, over the limit of ${most:.2f}/h")
         if view.machine in self.avoided:
             raise BadHostError(f"its host {view.machine} was no good before")
         return view

@@ -191,10 +191,18 @@ class Attempt:
             snakemake=task.snakemake,
             limit_s=task.limit_s,
             variables=task.variables | own,
-            secrets=task.secrets,
+            secrets=self._secrets(),
         )
         self._phase("started", staged_bytes=sent, staged_s=round(seconds, 2))
         reach(Failpoint.AFTER_START)
+
+    def _secrets(self) -> dict[str, str]:
+        """Return what the machine may know."""
+        if self.lease.cloud != "community" or self.task.trusts_all:
+            return self.task.secrets
+        if "HF_TOKEN_FILE" in self.task.secrets:
+            self._say("its host is anybody's: HF_TOKEN does not go there, see --runpod-pass-env")
+        return {n: value for n, value in self.task.secrets.items() if n != "HF_TOKEN_FILE"}
 
     async def _watch(self) -> dict[str, Any]:
         """Wait for the end of the job; return its last state."""
