@@ -1,7 +1,9 @@
 """Money, secrets and people: no pod outlives its use, no secret leaves its file."""
 
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -44,7 +46,7 @@ def test_98_secrets_stay_in_their_files(project, undisturbed):
     code = snakefile.read_text().replace("localrules:", f"{declared}localrules:", 1)
     snakefile.write_text(code.replace("for i in", dump, 1))
     project.variables["DECLARED"] = secret = "declared-canary-0123456789"
-    run = project.start(*project.slow(1))
+    run = project.start(*project.slow(1), "--runpod-pass-env", "HF_TOKEN")
     wait_until(lambda: "phase-load" in str(list(_pods(project))))
     key = project.account.key
     for process in psutil.process_iter():
@@ -73,6 +75,36 @@ def test_98_secrets_stay_in_their_files(project, undisturbed):
 
     assert hashlib.sha256(CANARY.encode()).hexdigest() in project.log()
     assert not project.spilt(secret)
+
+
+@pytest.mark.fault(98)
+@slow
+def test_98_the_hubs_token_goes_where_a_job_asks_for_it_and_to_no_host_of_anybody(project, hub):
+    """The key is in no variable of a local job either, also where nothing is rented."""
+    snakefile = project.folder / "Snakefile"
+    code = snakefile.read_text().replace("for i in", "env > inherited.txt; for i in", 1)
+    snakefile.write_text(code)
+    said = project()
+    assert said.code == 0, said.text
+    assert "token" not in project.log()
+    nothing = project("--until", "text", "--forcerun", "text", *project.overlay(texts=["alpha"]))
+    assert nothing.code == 0, nothing.text
+    assert "RUNPOD_API_KEY=" not in (project.folder / "inherited.txt").read_text()
+    words = project.overlay(texts=["beta", "gamma"], hub=f"org/model@{'c' * 40}")
+    said = project(*words, "--runpod-cloud", "community", HF_ENDPOINT=hub.url)
+    assert said.code == 0, said.text
+    assert "its host is anybody's: HF_TOKEN does not go there" in said.text
+    assert "token" not in project.log("beta")
+    shutil.rmtree(project.folder / "counts/beta")
+    said = project(*words, HF_ENDPOINT=hub.url)
+    assert said.code == 0, said.text
+    assert "token" in project.log("beta")
+    tracked = project.folder / ".snakemake/runpod/id_ed25519"
+    assert tracked.exists()
+    listed = subprocess.run(
+        ["git", "add", "-A", "--dry-run"], cwd=project.folder, capture_output=True, check=True
+    )
+    assert b"runpod/" not in listed.stdout.replace(b"profile", b"")
 
 
 @pytest.mark.fault(73)

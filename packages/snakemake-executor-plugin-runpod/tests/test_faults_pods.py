@@ -83,25 +83,45 @@ def test_33_a_limit_of_no_minutes_is_refused_before_a_pod(project):
     assert "Traceback" not in dry.text
 
 
+OOM = """
+if not os.environ.get("RUNPOD_STEPS"):
+    events = Path(os.environ["SNAKEMAKE_RUNPOD_CGROUP"], "memory.events")
+    events.write_text("oom 1\\noom_kill 1\\n")  # as the kernel does that kills
+    os.kill(os.getpid(), 9)
+"""
+FULL = """
+if not os.environ.get("RUNPOD_STEPS"):
+    import shutil
+    df = Path(shutil.which("df"))
+    df.write_text(df.read_text().replace("20000000000", "0").replace("19531250", "0"))
+    sys.exit("no more room, and a message that nobody knows")
+"""
+
+
 @pytest.mark.fault(34)
 @slow
-def test_34_a_job_whose_process_was_killed_gets_more_memory(project, undisturbed):
+@pytest.mark.parametrize(
+    ("code", "what"), [(OOM, "memory after 64 GB"), (FULL, "disk after 20 GB")]
+)
+def test_34_a_job_that_provably_had_too_little_gets_a_larger_pod(project, undisturbed, code, what):
+    """The kernel's count of killed processes, or the disk itself, is the evidence."""
     script = project.folder / "count.py"
-    kill = "if not os.environ.get('RUNPOD_STEPS'):\n    os.kill(os.getpid(), 9)\n"
-    script.write_text(script.read_text().replace("\ntext = ", f"\n{kill}\ntext = "))
+    script.write_text(script.read_text().replace("\ntext = ", f"\n{code}\ntext = "))
     said = project()
     project.ends_like(undisturbed, said, pods=2)
-    assert "steps more memory after 64 GB" in project.log()
+    assert f"steps more {what}" in project.log()
 
 
 @pytest.mark.fault(83)
 @slow
 def test_83_out_of_gpu_memory_gets_a_larger_gpu(project, undisturbed):
-    count = {
-        "fail": "1",
-        "message": "torch.OutOfMemoryError: CUDA out of memory.",
-        "touch": "NVIDIA L40S",
-    }
+    script = project.folder / "count.py"
+    kind = "\nclass OutOfMemoryError(RuntimeError):\n    __module__ = 'torch'\n\n\n"
+    code = script.read_text().replace("\ntext = ", f"{kind}\ntext = ")
+    ends = 'sys.exit(f"part {number} failed: {params.message}")'
+    assert ends in code
+    script.write_text(code.replace(ends, "raise OutOfMemoryError(params.message)"))
+    count = {"fail": "1", "message": "CUDA out of memory. Tried", "touch": "NVIDIA L40S"}
     said = project(*project.overlay(count=count, vram_gb=20))
     project.ends_like(undisturbed, said, pods=2)
     assert [pod["gpu"] for pod in project.account.pods] == ["NVIDIA RTX A5000", "NVIDIA L40S"]
@@ -120,6 +140,18 @@ def test_a_frozen_pod_is_left_for_another(project, undisturbed):
     assert "no contact" in said.text
     wait_until(lambda: not project.account.alive)
     project.ends_like(undisturbed, said, pods=2)
+
+
+@pytest.mark.fault(13)
+@slow
+@pytest.mark.parametrize("state", ["EXITED", "ERROR"])
+@pytest.mark.parametrize("api", ["sdk", "rest-v2"])
+def test_13_a_container_that_has_failed_for_good_is_not_awaited(project, undisturbed, state, api):
+    """Twenty minutes are what a pod may take that comes."""
+    project.account.change(faults=[{"on": "pod", "kind": "state", "value": state}])
+    said = project("--runpod-api", api, SNAKEMAKE_RUNPOD_TIME_SCALE="1")
+    project.ends_like(undisturbed, said, pods=2)
+    assert f"its container does not run: {state}" in said.text
 
 
 @slow

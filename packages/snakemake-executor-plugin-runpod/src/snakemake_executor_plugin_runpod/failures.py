@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from snakemake_executor_plugin_runpod.api.errors import printable
@@ -81,16 +82,12 @@ def shortage(evidence: dict[str, Any], texts: Iterable[str]) -> str | None:
 
 def is_out_of_vram(text: str) -> bool:
     """Tell whether the last thing that a text tells is an exception for lack of GPU memory."""
-    own: list[str] = []
-    for line in text.splitlines():
-        if SNAKEMAKE.match(line):
-            break
-        own += [line] if line.strip() else []
-    frames = [number for number, line in enumerate(own) if line.startswith("Traceback ")]
-    if not frames:
-        return False
-    after = [line for line in own[frames[-1] + 1 :] if not line.startswith(" ")]
-    return len(after) == 1 and OUT_OF_VRAM.match(after[0]) is not None
+    lines = [line for line in text.splitlines() if line.strip()]
+    frames = [number for number, line in enumerate(lines) if line.startswith("Traceback ")]
+    behind = lines[frames[-1] + 1 :] if frames else []
+    last = takewhile(lambda line: not SNAKEMAKE.match(line), behind)
+    said = [line for line in last if not line.startswith(" ")]
+    return len(said) == 1 and OUT_OF_VRAM.match(said[0]) is not None
 
 
 def is_of_requirements(text: str) -> bool:

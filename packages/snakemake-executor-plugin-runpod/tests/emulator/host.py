@@ -105,7 +105,10 @@ class Host:
             "RUNPOD_API_KEY": pod.secret,
             "RUNPOD_API_BASE_URL": self.url,
             "SNAKEMAKE_RUNPOD_ENVIRONMENT": sys.prefix,
+            "SNAKEMAKE_RUNPOD_CGROUP": str(folder / "cgroup"),
         }
+        (folder / "cgroup").mkdir()
+        (folder / "cgroup/memory.events").write_text("oom 0\noom_kill 0\n")
         if pod.has("bare"):
             del env["SNAKEMAKE_RUNPOD_ENVIRONMENT"]
         if pod.has("stranger"):
