@@ -12,6 +12,8 @@ import time
 import pytest
 from rig import Project
 
+from snakemake_executor_plugin_runpod.ledger import Ledger
+
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
@@ -40,6 +42,7 @@ def finish(project, wanted, words, seed):
     assert not project.leftovers(), seed
     assert not project.account.alive, (seed, said.text[-4000:])
     assert project.account.bill < 1, seed
+    return Ledger(project.folder / ".snakemake/runpod").spent()
 
 
 @pytest.mark.fault(48, 49, 50, 51, 52, 53, 54, 55, 56, 57)
@@ -51,13 +54,16 @@ def test_killed_at_random_moments_a_rerun_ends_alike(project, undisturbed):
         time.sleep(chance.uniform(0.3, 4.5))
         kill(run)
         pods = project.account.alive
+        known = Ledger(project.folder / ".snakemake/runpod").leases
+        assert {pod["name"] for pod in pods} <= known.keys(), (seed, round_, pods)  # all are named
         names = [pod["name"].rpartition("-")[0] for pod in pods]
         assert len(set(names)) == len(names), (seed, round_, pods)  # never two of one job
         if not (project.folder / "report.json").exists():
             continue
         for path in [project.folder / "report.json", *project.folder.glob("counts/*/*.json")]:
             path.unlink(missing_ok=True)
-    finish(project, undisturbed.digests(), words, seed)
+    spent = finish(project, undisturbed.digests(), words, seed)
+    assert spent == pytest.approx(project.account.bill, rel=0.05, abs=2e-4), seed
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))

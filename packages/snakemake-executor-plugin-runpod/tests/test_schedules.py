@@ -72,7 +72,11 @@ def test_pods_of_another_account_are_never_written_off(project, emulator):
         assert told.code == 1
         assert left["id"] in told.text
         assert "no pod" not in told.text
+    forgotten = command(project, "reap", "--forget", left["id"])
+    assert "counts as gone, by your word" in forgotten.text
+    assert "no pod is alive" in command(project, "list").text
     project.account = first
+    assert [pod["state"] for pod in ask(project, "list")] == ["left over"]  # it is seen after all
     assert command(project, "reap", "--yes").code == 0
     assert not first.alive
 

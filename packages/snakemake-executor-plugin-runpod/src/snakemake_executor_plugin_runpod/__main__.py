@@ -144,8 +144,13 @@ def reap(
     api: Transport = "auto",
     everything: Annotated[bool, typer.Option("--all", help="Those of other folders, too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    forget: Annotated[
+        str, typer.Option(metavar="POD", help="Only note that this pod is gone: you have seen it.")
+    ] = "",
 ) -> None:
     """End every pod that a run has left behind, and wait until it is proven."""
+    if forget:
+        return _forget(_ledger(directory), forget)
     service, ledger = open_api(api), _ledger(directory)
     if holder := ledger.claim():
         raise ValueError(f"the pods of this folder are in use by {holder}: interrupt that run")
@@ -167,8 +172,9 @@ def reap(
         raise typer.Exit(1)
     if others and not everything:
         typer.echo(f"no pod of this folder is alive; of other folders {len(others)} are: see --all")
-        return
+        return None
     typer.echo(f"no pod is alive{' any more' if found else ''}")
+    return None
 
 
 @app.command()
@@ -204,6 +210,15 @@ async def _end(service: PodApi, ledger: Ledger, found: list[dict[str, Any]]) -> 
             left.append(str(pod["pod"] or pod["name"]))
     await fleet.settle()
     return left
+
+
+def _forget(ledger: Ledger, word: str) -> None:
+    """Believe a person that a pod is gone."""
+    lease = views.find(ledger, word)
+    if holder := ledger.claim():
+        raise ValueError(f"the pods of this folder are in use by {holder}: interrupt that run")
+    ledger.write("gone", lease.name)
+    typer.echo(f"pod {lease.id or lease.name} of {lease.title} counts as gone, by your word")
 
 
 def _ledger(directory: Path) -> Ledger:

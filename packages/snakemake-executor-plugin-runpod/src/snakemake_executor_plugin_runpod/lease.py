@@ -22,6 +22,8 @@ EVENTS = {
 LATER = ("disk_gb", "grace_s", "account", "keyed", "home", "cloud")
 """Facts of an intent that the ledgers of earlier versions do not have."""
 
+NUMBERS = ("rate", "ended", "dies", "disk_gb", "grace_s")
+
 Json = dict[str, Any]
 
 
@@ -45,7 +47,8 @@ class Lease:
         host_key: of its sshd, from the first login on.
         switched: whether it has proved that it can end itself; None while that is not known.
         terminating: when the service accepted to end it, which proves nothing.
-        ended: when it was proven that there is no such pod: until then it is billed.
+        ended: when it was there for the last time, known once it is proven that it is gone: the
+            later of when the service accepted to end it and when it was last seen.
         dies: when it must have ended itself, having heard nothing; None while it hears from here.
         gone: it is proven that there is no such pod any more, or that there never was.
         kept: it is left for people to look at.
@@ -131,7 +134,7 @@ class Lease:
             self.terminating = self.terminating or when
         elif event in ("gone", "refused"):
             setattr(self, event, True)
-            self.ended = self.ended or when
+            self.ended = self.ended or entry.get("ended") or when
         elif event in ("kept", "superseded"):
             setattr(self, event, True)
 
@@ -155,7 +158,9 @@ def is_sound(entry: Any) -> bool:
         and entry.get("event") in EVENTS
         and isinstance(entry.get("name"), str)
         and isinstance(entry.get("time"), int | float)
-        and all(isinstance(entry.get(n, 0.0), int | float | None) for n in ("rate", *LATER[:2]))
+        and all(
+            isinstance(entry.get(n, 0.0), int | float | None) for n in ("rate", "ended", *LATER[:2])
+        )
         and all(isinstance(entry.get(n, ""), str | None) for n in LATER[2:])
         and entry.keys() >= set(EVENTS[entry["event"]])
     )

@@ -84,9 +84,7 @@ def offer(raw: Any) -> Offer:
     if not isinstance(name, str) or not name.isprintable():
         raise TransientError("the service answered no list of GPUs")
     if "price" in raw:
-        price, most = (
-            raw[n] if isinstance(raw.get(n), dict) else {} for n in ("price", "maxCount")
-        )
+        price, most = _dict(raw["price"]), _dict(raw.get("maxCount"))
         versions = [v for v in raw.get("cudaVersions") or [] if isinstance(v, dict)]
         return Offer(
             gpu=raw["id"],
@@ -104,9 +102,7 @@ def offer(raw: Any) -> Offer:
         name=printable(str(raw.get("displayName") or raw["id"])),
         memory_gb=_gb(raw.get("memoryInGb")),
         secure=_price(raw.get("securePrice"), raw.get("secureCloud")),
-        community=(number(raw.get("communityPrice")) or None)
-        if raw.get("communityCloud")
-        else None,
+        community=_price(raw.get("communityPrice"), raw.get("communityCloud")),
         stock=printable(str(lowest.get("stockStatus") or "")),
         most=(_gb(raw.get("maxGpuCount")),) * 2,
     )

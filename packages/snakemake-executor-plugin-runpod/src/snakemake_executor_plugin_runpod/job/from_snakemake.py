@@ -205,11 +205,7 @@ def task(
     limit_s = min(most_s, 60 * need.runtime_min) if need.runtime_min else most_s
     updated = updates(job)
     plan = plan_of(workflow, settings, inputs(job), [*outputs(job), *logs(job)])
-    secrets = dict(declared)
     names = words(settings.pass_env)
-    asked = "HF_TOKEN" in names
-    if (token := os.environ.get("HF_TOKEN")) and "HF_TOKEN" not in secrets and (asked or need.hub):
-        secrets["HF_TOKEN_FILE"] = token
     key = key_of(title(job), [_place(one) for one in members(job)])
     staged_too = (plan.repository / name for name in words(settings.stage))
     read = _paths(inputs(job)) | {os.path.relpath(path, plan.work) for path in staged_too}
@@ -237,10 +233,16 @@ def task(
         snakemake=version("snakemake"),
         anew=why_anew(job, workflow, key),
         variables={n: os.environ[n] for n in names if n in os.environ and n != "HF_TOKEN"},
-        trusts_all=asked,
-        secrets=secrets,
+        trusts_all="HF_TOKEN" in names,
+        secrets=_secrets(declared, asked="HF_TOKEN" in names or bool(need.hub)),
         sealed={name: seal(value) for name, value in declared.items()},
     )
+
+
+def _secrets(declared: Mapping[str, str], *, asked: bool) -> dict[str, str]:
+    """Return what reaches the pod in a file: the hub's token only where it is asked for."""
+    token = os.environ.get("HF_TOKEN") if asked and "HF_TOKEN" not in declared else None
+    return {**declared, **({"HF_TOKEN_FILE": token} if token else {})}
 
 
 def plan_of(

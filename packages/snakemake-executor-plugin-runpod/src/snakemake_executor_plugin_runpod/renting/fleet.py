@@ -52,7 +52,7 @@ class Fleet:
         self._views: dict[str, PodView] = {}
         self._began = -1e9
         self._looking = asyncio.Lock()
-        self._seen: set[str] = set()
+        self._seen: dict[str, float] = {}
         self._quiet_until = 0.0
         self._endings: dict[str, asyncio.Future[bool]] = {}
         self._given_up: dict[str, float] = {}
@@ -252,7 +252,7 @@ class Fleet:
         for kept in self.ledger.open_leases():
             if kept.kept and kept.id and kept.id not in self._views | before:
                 self.ledger.write("gone", kept.name)  # it has ended itself, as it was to
-        self._seen.update(self._views)
+        self._seen.update(dict.fromkeys(self._views, time.time()))
         for view in self._views.values():
             if lease := self.ledger.leases.get(view.name):
                 self._see(lease, view)
@@ -317,7 +317,9 @@ class Fleet:
         gone = [await self.is_gone(each) for each in filter(None, ids)]
         if not (known and all(gone)):
             return False
-        self.ledger.write("gone", lease.name)
+        seen = (self._seen.get(id, 0.0) for id in ids if id)  # noqa: A001
+        last = max(lease.terminating or 0.0, *seen)
+        self.ledger.write("gone", lease.name, **({"ended": last} if last else {}))
         reach(Failpoint.AFTER_TERMINATE)
         return True
 

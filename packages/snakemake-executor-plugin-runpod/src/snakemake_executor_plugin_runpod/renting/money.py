@@ -25,7 +25,7 @@ WARN_AT = 0.8
 DAY_S = 86400
 
 
-RUNTIME_SHARE = (0.25, 0.5, 1.0)
+RUNTIME_SHARE = (1 / 4, 1 / 2, 1.0)
 """What a job takes of the time that its rule allows it."""
 
 
