@@ -1,6 +1,7 @@
 """Where a job's pod comes from and where it goes: rented and ended, or a machine that is there."""
 
 import asyncio
+import re
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +17,9 @@ from snakemake_executor_plugin_runpod.renting.provision import Provision
 from snakemake_executor_plugin_runpod.task import Recipe, Task
 
 NODE = "node-"
+
+ADDRESS = re.compile(r"(?P<user>[^@]+)@(\[(?P<six>[^]]+)\]|(?P<host>[^][:]+))(:(?P<port>\d+))?")
+"""USER@HOST:PORT; an address of IPv6 stands in brackets."""
 
 NOTHING_SENT = ("asked for", "rented", "reached")
 """Phases of a pod that any job may have: nothing of one has been sent to it."""
@@ -248,10 +252,10 @@ class Node(Pods):
         Raises:
             ValueError: if it is none.
         """
-        user, _, place = address.rpartition("@")
-        host, _, port = place.partition(":")
-        if not (user and host and (port or "22").isdigit()):
+        parts = ADDRESS.fullmatch(address)
+        if parts is None:
             raise ValueError(f"--runpod-node {address}: must be like root@127.0.0.1:22")
+        user, host, port = parts["user"], parts["six"] or parts["host"], parts["port"]
         self._context, self._ledger = context, context.ledger
         self._endpoint = Endpoint(host, int(port or 22), user)
         self._cleared: set[str] = set()
