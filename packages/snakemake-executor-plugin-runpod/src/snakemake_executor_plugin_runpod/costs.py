@@ -159,7 +159,7 @@ def _show(workflow: Any) -> None:
     with suppress(AttributeError, BrokenPipeError):  # ended before there was a graph of jobs
         dag = workflow.dag
         jobs = submitted(job for job in dag.jobs if dag.finished(job) and _remote(job))
-        behind = sorted({job.rule.name for job in dag.checkpoint_jobs if dag.finished(job)})
+        behind = sorted({j.rule.name for j in dag.jobs if j.is_checkpoint and dag.finished(j)})
         if not (workflow.dryrun and chosen.latest and jobs):
             return
         settings = chosen.latest[0]
