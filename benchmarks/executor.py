@@ -2,7 +2,8 @@
 
     python benchmarks/executor.py
 
-Prints: staging of many small files and of a large one, beside scp over the same server; the time of
+Prints: staging of many small files and of a large one, beside scp over the same server; fetching of
+ten thousand small files, and the results of a job that prints a gigabyte; the time of
 a run whose one job goes to a pod, beside the same run here; the time to import the plugin, beside
 Snakemake's own; and listings of pods a minute with fifty pods.
 """
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,11 @@ from snakemake_executor_plugin_runpod.digests import Digests, item  # noqa: E402
 from snakemake_executor_plugin_runpod.ledger import Ledger  # noqa: E402
 from snakemake_executor_plugin_runpod.limits import Limits  # noqa: E402
 from snakemake_executor_plugin_runpod.remote.link import Identity, Link  # noqa: E402
-from snakemake_executor_plugin_runpod.remote.transfer import upload  # noqa: E402
+from snakemake_executor_plugin_runpod.remote.transfer import Fetch, read_manifest, upload  # noqa: E402
 from snakemake_executor_plugin_runpod.renting.fleet import Fleet  # noqa: E402
 
 SMALL, SMALL_BYTES, LARGE_BYTES = 1000, 4096, 200_000_000
+MANY, CONSOLE_BYTES = 10_000, 1_000_000_000
 PODS, WATCHED_S = 50, 30
 REPEATS = 5
 
@@ -91,6 +94,55 @@ def staging(folder: Path) -> None:
             f"staging {label}: {ours:.2f} s with sha256 on both sides, scp {plain:.2f} s: "
             f"{ours / plain:.2f} of it"
         )
+
+
+def on_a_pod(folder: Path, name: str, command: str, product: str) -> tuple[float, float, int]:
+    """Run a command on a pod as a job; return seconds to fetch its product and to hear it out."""
+    link = Link(endpoint(name, folder), Identity.of_project(folder / "key"), Limits())
+    job = {"job": name}
+    spec = {"command": command, "directory": ".", "pythonpath": [], "requirements": "x", **job}
+    spec |= {"snakemake": version("snakemake"), "limit_s": 600, "variables": {}, "secrets": {}}
+
+    async def run() -> tuple[float, float, int]:
+        await link.ask("start", spec)
+        offset, heard = 0, 0
+        while True:
+            state = await link.ask("poll", {"offset": offset, **job})
+            offset, heard = state["offset"], heard + len(state["log"])
+            if state["phase"] in ("done", "failed"):
+                break
+            await asyncio.sleep(0.2)
+        assert state.get("code") == 0, state
+        begun = time.perf_counter()
+        answer = await link.ask("manifest", {"products": [product], **job}, patience=600)
+        fetch = Fetch(link, name, "bench", Limits(), Digests())
+        await fetch(read_manifest(answer, [product]))
+        fetched = time.perf_counter()
+        while state["more"]:
+            state = await link.ask("poll", {"offset": offset, **job})
+            offset, heard = state["offset"], heard + len(state["log"])
+        await link.close()
+        return fetched - begun, time.perf_counter() - fetched, heard
+
+    return asyncio.run(run())
+
+
+def fetching(folder: Path) -> None:
+    """Fetch a folder of many files, and the product of a job that prints without end."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        make = f"mkdir out; for i in $(seq {MANY}); do echo $i > out/$i; done"
+        took, _, _ = on_a_pod(folder, "many-files", make, "out")
+        print(f"fetching a folder of {MANY} small files: {took:.1f} s")
+        chatter = f"head -c {CONSOLE_BYTES} /dev/zero | tr '\\0' x | fold -w 99; echo 1 > one"
+        took, after, heard = on_a_pod(folder, "chatter", chatter, "one")
+        print(
+            f"a job that prints {CONSOLE_BYTES / 1e9:.0f} GB: its product is here after "
+            f"{took:.2f} s, its console, of which {heard / 1e6:.1f} MB are kept, {after:.1f} s later"
+        )
+    finally:
+        os.chdir(before)
 
 
 def job(emulator: Emulator, folder: Path) -> None:
@@ -163,6 +215,7 @@ def main() -> None:
             os.environ |= account.environment()
             imports()
             staging(folder)
+            fetching(folder)
             listings(account, folder)
             account.change(terminate=[pod["id"] for pod in account.alive])
             job(emulator, folder)
