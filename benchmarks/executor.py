@@ -139,7 +139,7 @@ def fetching(folder: Path) -> None:
         took, after, heard = on_a_pod(folder, "chatter", chatter, "one")
         print(
             f"a job that prints {CONSOLE_BYTES / 1e9:.0f} GB: its product is here after "
-            f"{took:.2f} s, its console, of which {heard / 1e6:.1f} MB are kept, {after:.1f} s later"
+            f"{took:.2f} s, what is kept of its console ({heard / 1e6:.1f} MB) {after:.1f} s later"
         )
     finally:
         os.chdir(before)
