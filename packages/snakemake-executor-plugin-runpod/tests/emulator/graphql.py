@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulator.state import GPUS, MOST, Account, Pod, RefusedError, Store
+from emulator.state import GPUS, MOST, NOT_FOUND, Account, Pod, RefusedError, Store
 
 TOKEN = re.compile(
     r'"((?:[^"\\\n]|\\.)*)"|(-?\d+\.\d+|-?\d+)|([A-Za-z_]\w*)|([{}()\[\]:,$!])|(\s+)'
@@ -143,8 +143,8 @@ def execute(
         given = arguments.get("input") or {}
         if own and (name not in ("pod", "podTerminate") or own.has("no-power")):
             raise RefusedError("Unauthorized")
-        if own and name == "pod" and given["podId"] != own.id:
-            raise RefusedError("Unauthorized")
+        if own and given["podId"] != own.id:
+            raise RefusedError("Unauthorized" if name == "pod" else NOT_FOUND)
         answer[name] = _select(_field(store, account, name, given, ignore), below)
     return answer
 

@@ -260,15 +260,15 @@ class Fleet:
     def _see(self, lease: Lease, view: PodView) -> None:
         """Take in that a pod of this ledger is alive; end it if nobody wants it."""
         wanted, ledger = lease.name in self.wanted, self.ledger
-        late = lease.dies is not None and lease.dies < time.time()
+        ending = self._endings.get(lease.name)
+        busy = ending is not None and not ending.done()
         known = lease.id == view.id
+        late = lease.dies is not None and lease.dies < time.time()
         back = known and (late or ledger.is_foreign(lease))
-        if back or not (wanted or (known and lease.open)):
+        if back or not (wanted or busy or (known and lease.open)):
             who = {"account": ledger.account, "keyed": ledger.keyed}
             ledger.write("created", lease.name, id=view.id, rate=view.rate, **who)
-        if wanted or lease.kept or self.closing or self._is_given_up(lease):
-            return
-        if (ending := self._endings.get(lease.name)) and not ending.done():
+        if wanted or busy or lease.kept or self.closing or self._is_given_up(lease):
             return
         self.say(f"pod {view.id} ({view.name}) is left over: ending it")
         self.end_soon(lease)

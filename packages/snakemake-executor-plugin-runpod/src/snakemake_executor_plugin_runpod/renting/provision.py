@@ -150,8 +150,10 @@ class Provision:
     async def _rent(self, task: Task, candidate: Candidate, recipe: Recipe) -> Lease:
         name = f"{self._ledger.prefix}{task.key}-{secrets.token_hex(4)}"
         price = candidate.price or 0.0
-        await self._wait_for_turn()  # what is planned after it stands in the ledger at once
-        await self._fleet.room(self._settings.max_pods or 1)
+        most = self._settings.max_pods or 1
+        await self._fleet.room(most)
+        await self._wait_for_turn()
+        await self._fleet.room(most)  # what is planned after it stands in the ledger at once
         hourly = price + task.needs.disk_usd_per_h
         self._budget.plan(name, estimate(task.needs).expected * hourly / 60)
         reach(Failpoint.BEFORE_INTENT)

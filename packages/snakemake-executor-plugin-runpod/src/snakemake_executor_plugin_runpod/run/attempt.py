@@ -211,7 +211,8 @@ class Attempt:
         self._offset = 0
         while True:
             state = await self._look()
-            self.lease.dies = None
+            if self.lease.dies is not None:  # it has not ended itself: its clock goes on
+                self._ledger.write("created", self.lease.name)
             reach(Failpoint.POLLING)
             if state["phase"] == "new":
                 raise PodLostError("its container started anew")
