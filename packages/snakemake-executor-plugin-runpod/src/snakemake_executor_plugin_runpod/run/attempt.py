@@ -248,6 +248,13 @@ class Attempt:
         elif self.task.updates:
             await self.harvest()
 
+    async def close(self) -> None:
+        """Have done with the pod; what is still on its way stays there."""
+        if self._finishing is not None and not self._finishing.done():
+            self._finishing.cancel()
+            await asyncio.wait({self._finishing})
+        await self.link.close()
+
     async def harvest(self) -> None:
         """Fetch finished parts of a job that brings its outputs up to date, while it works."""
         answer = await self._manifest(self.task.updates)
@@ -290,8 +297,8 @@ class Attempt:
         answer = await self._manifest(names)
         products = read_manifest(answer, names)
         await self._fetch()(products)
-        refused = ""
-        for entry in answer.get("refused") or []:
+        refused, links = "", [x for x in answer.get("refused") or [] if isinstance(x, dict)]
+        for entry in links:
             name = printable(str(Path(str(entry.get("product")), str(entry.get("below")))))
             target = printable(str(entry.get("out")))
             refused = refused or (
@@ -300,7 +307,7 @@ class Attempt:
                 "link"
             )
         there = {product.product for product in products}
-        there |= {str(entry.get("product")) for entry in answer.get("refused") or []}
+        there |= {str(entry.get("product")) for entry in links}
         digests = {str(p.target): p.sha256 for p in products if p.kind == "file"}
         return digests, set(names) - there, refused
 

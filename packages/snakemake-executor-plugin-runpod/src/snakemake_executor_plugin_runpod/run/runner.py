@@ -197,7 +197,7 @@ class Engine:
             raise BadHostError(str(error)) from None
         finally:
             if attempt:
-                await attempt.link.close()
+                await attempt.close()
             await self._pods.give_back(lease, failed=failed, detach=self._detached)
 
     async def _salvage(self, attempt: Attempt | None) -> None:
