@@ -41,26 +41,28 @@ def spending(ledger: Ledger) -> list[str]:
 
 def farewell(ledger: Ledger) -> list[str]:
     """Name the pods that may be alive when a process ends, with the way to end them."""
-    return [
-        f"runpod: pod {lease.id or lease.name} of {lease.title} {_fate(lease)}; to end it: "
-        f"{ledger.command('reap')}"
-        for lease in ledger.open_leases()
-        if lease.rate  # a machine that is not rented has no price
-    ] + [
+    foreign = [
         f"runpod: pod {lease.id or lease.name} of {lease.title} was rented with another API key, "
         f"and may be alive at ${lease.hourly:.2f}/h; to end it, with that key: "
         f"{ledger.command('reap')}"
         for lease in ledger.foreign_leases()
     ]
+    return [_fate(lease, ledger) for lease in ledger.open_leases() if lease.rate] + foreign
 
 
-def _fate(lease: Lease) -> str:
-    """Say what will become of a pod that is left."""
-    price = f"${lease.hourly:.2f}/h"
-    ends = "it ends itself" if lease.switched is not False else "you end it: it cannot do so itself"
+def _fate(lease: Lease, ledger: Ledger) -> str:
+    """Say what will become of a pod that is left; a machine that is not rented has no price."""
+    name, price, end = lease.id or lease.name, f"${lease.hourly:.2f}/h", ledger.command("reap")
+    until = "it ends itself" if lease.switched is not False else "you end it, for it cannot"
     if lease.kept:
-        return f"is kept for you at {price} until {ends}"
-    return f"may be alive at {price} until {ends}; the next run that needs its job takes it over"
+        return (
+            f"runpod: pod {name} of {lease.title} is kept for you at {price} until {until}; "
+            f"to end it: {end}"
+        )
+    return (
+        f"runpod: pod {name} of {lease.title} may be alive at {price} until {until}; the next run "
+        f"that needs its job takes it over; to end it: {end}"
+    )
 
 
 def table(rows: Sequence[Sequence[str]], numbers: int = 3) -> list[str]:
