@@ -33,7 +33,7 @@ def test_96_the_budget_is_reached_during_a_run(project, undisturbed):
 def test_97_an_estimate_over_the_budget_is_refused_before_any_job_runs(project):
     said = project("--runpod-budget", "0.01")
     assert said.code == 1
-    assert "are expected to cost $0.04, over the budget of $0.01" in said.text
+    assert "are expected to cost $0.05, over the budget of $0.01" in said.text
     assert not project.account.pods
 
 
