@@ -170,7 +170,7 @@ def wait(process: subprocess.Popen[bytes], folder: Path, limit_s: float) -> int 
         if is_full(folder):
             with suppress(OSError):
                 (folder / "full").touch()
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):  # not every C library has it
             hollow(console(folder))
 
 

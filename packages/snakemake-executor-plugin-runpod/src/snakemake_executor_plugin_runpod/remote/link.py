@@ -35,6 +35,10 @@ class RemoteError(Exception):
     """The pod answered that it could not do what was asked."""
 
 
+class EndlessError(RemoteError):
+    """The pod's answer is longer than any that makes sense."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """How this controller logs in: a key pair of the project's, or the user's own for a node."""
@@ -111,7 +115,7 @@ class Link:
             chunks.append(chunk)
             if (size := size + len(chunk)) > ANSWER:
                 await self.close()
-                raise RemoteError(f"an answer of more than {ANSWER} bytes")
+                raise EndlessError(f"an answer of more than {ANSWER} bytes")
         try:
             answer = json.loads(b"".join(chunks))
         except ValueError:

@@ -23,7 +23,7 @@ from snakemake_executor_plugin_runpod.failures import (
 from snakemake_executor_plugin_runpod.lease import Lease
 from snakemake_executor_plugin_runpod.remote.console import Console, neutralise, read
 from snakemake_executor_plugin_runpod.remote.inspection import fault, is_switched, unknown
-from snakemake_executor_plugin_runpod.remote.link import Link, LostError, RemoteError
+from snakemake_executor_plugin_runpod.remote.link import EndlessError, Link, LostError, RemoteError
 from snakemake_executor_plugin_runpod.remote.transfer import Fetch, read_manifest, upload
 from snakemake_executor_plugin_runpod.task import Task
 
@@ -316,7 +316,10 @@ class Attempt:
 
     async def _manifest(self, names: list[str]) -> dict[str, Any]:
         request = {"job": self.job, "products": names}
-        return await self.link.ask("manifest", request, patience=10 * self._limits.call)
+        try:
+            return await self.link.ask("manifest", request, patience=10 * self._limits.call)
+        except EndlessError:
+            raise JobError("its products are too many files to be listed: pack them") from None
 
     def _failure(self, state: dict[str, Any]) -> Exception:
         """Say why a job failed, with its last words; the host is blamed only with proof."""
