@@ -84,6 +84,8 @@ class Provision:
                     return await self._rent(task, candidate, recipe)
                 except (CapacityError, BadHostError, PodLostError, AmbiguousError) as error:
                     tried[kind] = error
+                    if isinstance(error, BadHostError):
+                        self._say(task, f"{kind}: {error}")
                 except TransientError as error:  # of the API as a whole: no other kind does better
                     tried[kind] = error
                     break
