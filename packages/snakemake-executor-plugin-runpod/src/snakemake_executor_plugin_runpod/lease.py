@@ -38,7 +38,7 @@ class Lease:
         run: of the controller that asked for it.
         rate: dollars an hour without its disk, once it is known; before that what was quoted.
         disk_gb: of its container, which is billed too.
-        grace_s: after so many seconds of silence it ends itself.
+        grace_s: after so many seconds of silence it ends itself; 0 where that is not certain.
         account: digest of the account that pays; empty where the API does not tell.
         keyed: digest of the API key that it was asked for with.
         cloud: secure, or community: then its host is anybody's.

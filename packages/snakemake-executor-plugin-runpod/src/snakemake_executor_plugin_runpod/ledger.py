@@ -147,7 +147,8 @@ class Ledger:
         They are not billed after it; one that is seen later is reckoned on from there.
         """
         for lease in self.open_leases():
-            if lease.created and lease.dies is None and lease.grace_s and lease.switched:
+            ends = lease.grace_s and lease.switched is not False
+            if lease.created and lease.dies is None and ends:
                 dies = max(heard, lease.created) + lease.grace_s
                 with suppress(OSError):  # a full disk must not end the watch
                     self.write("silent", lease.name, dies=dies)

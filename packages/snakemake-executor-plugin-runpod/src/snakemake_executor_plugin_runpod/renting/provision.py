@@ -161,6 +161,7 @@ class Provision:
         reach(Failpoint.BEFORE_INTENT)
         self._fleet.wanted.add(name)
         self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
+        unsure = self._settings.plain_start or self._settings.allow_no_switch
         lease = self._ledger.intend(
             name,
             key=task.key,
@@ -171,7 +172,7 @@ class Provision:
             rate=price,
             cloud=candidate.cloud,
             disk_gb=task.needs.disk_gb,
-            grace_s=(self._settings.grace or 0) * 60,
+            grace_s=0 if unsure else (self._settings.grace or 0) * 60,
             outputs=task.outputs,
         )
         reach(Failpoint.AFTER_INTENT)
