@@ -19,6 +19,9 @@ KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 P = float(os.environ.get("CHAOS_P", "0.1"))
 TICK_S = 0.5
+GAP_USD = 3 * 0.25 / 3600
+"""What a pod is counted too long that ended just after its controller was killed: until the next
+one looks, some seconds later, which is as long as pods live here. Few kills hit that moment."""
 MOST_RUNS = 60
 TEXTS = ["alpha", "beta", "gamma"]
 
@@ -63,7 +66,9 @@ def test_killed_at_random_moments_a_rerun_ends_alike(project, undisturbed):
         for path in [project.folder / "report.json", *project.folder.glob("counts/*/*.json")]:
             path.unlink(missing_ok=True)
     spent = finish(project, undisturbed.digests(), words, seed)
-    assert spent == pytest.approx(project.account.bill, rel=0.05, abs=2e-4), seed
+    bill = project.account.bill
+    assert spent > 0.95 * bill - 2e-4, seed
+    assert spent < 1.05 * bill + 2e-4 + KILLS / 20 * GAP_USD, seed
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))

@@ -204,3 +204,17 @@ def test_58_what_a_finished_job_has_made_comes_home_when_its_run_is_interrupted(
     again = project("a.bin")
     assert again.code == 0, again.text
     assert len(project.account.pods) == 1
+
+
+@pytest.mark.fault(96)
+@slow
+def test_96_what_a_finished_job_has_made_comes_home_when_the_budget_is_spent(project):
+    """At 36 dollars an hour it is spent after 45 seconds; the transfer takes 40."""
+    slow_line = {"on": "pod", "kind": "throttle", "value": 100_000, "times": 99}
+    project.account.change(faults=[slow_line, {"on": "pod", "kind": "price", "value": 36}])
+    workflow(project, ONE.format("a.bin", "head -c 4000000 /dev/urandom > {output}"))
+    said = project("a.bin", "--runpod-max-price", "99", "--runpod-budget", "0.45", timeout=180)
+    assert said.code == 1
+    assert "the budget of $0.45 is spent" in said.text
+    assert (project.folder / "a.bin").stat().st_size == 4_000_000, said.text[-3000:]
+    assert not project.account.alive
