@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from support import tiny
 
@@ -144,6 +144,20 @@ def deepseek(folder: Path) -> None:
     tiny.change_config(folder, quantization_config=method | {"weight_block_size": [16, 16]})
 
 
+def qwen35(folder: Path) -> None:
+    """Qwen/Qwen3.5-35B-A3B: the text model inside one that sees images, a layer under `mtp.`."""
+    text = tiny._COMMON | tiny.FAMILIES["qwen3_next"] | {"vocab_size": 128}
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
+    sight |= {"out_hidden_size": 64, "num_position_embeddings": 16}
+    text.pop("intermediate_size")
+    config = AutoConfig.for_model("qwen3_5_moe", text_config=text, vision_config=sight)
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config, dtype=B16).save_pretrained(folder)
+    found = tiny.tensors(folder)
+    assert any(name.startswith("model.visual.") for name in found)
+    _write(folder, found | {"mtp.fc.weight": torch.ones(64, 128, dtype=B16)}, 14)
+
+
 def gpt2(folder: Path) -> None:
     """openai-community/gpt2: one file, no prefix, the causal masks, no head."""
     found = _save("gpt2", folder, torch.float32, n_embd=64, n_layer=2, n_head=4, vocab_size=128)
@@ -158,6 +172,6 @@ def gpt2(folder: Path) -> None:
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     layout.__name__: layout
     for layout in (
-        olmoe, gpt_oss, qwen3, mixtral, qwen3_next, glm_air, phi, glm_46, deepseek, gpt2,
+        olmoe, gpt_oss, qwen3, mixtral, qwen3_next, glm_air, phi, glm_46, deepseek, qwen35, gpt2,
     )
 }  # fmt: skip
