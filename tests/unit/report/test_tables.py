@@ -14,8 +14,9 @@ from moe_outliers.inference import bootstrap, comparison, simulate_classes, simu
 from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, measure
-from moe_outliers.report import earlier_work, sentences, summary, tables
+from moe_outliers.report import earlier_work, reader_warnings, sentences, summary, tables
 from moe_outliers.stats.multiplicity import holm
+from moe_outliers.storage import parquet
 
 CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
@@ -324,6 +325,14 @@ def test_warnings_say_what_a_reader_must_know(sweep, compared):
     one = tables.collect({"olmoe-1b-7b": few}, rows, compared, validated, expectations)
     named = set(one["warnings"]["warning"].to_pylist())
     assert {"few_sequences", "gain", "not_recorded"} <= named
+    assert "dtype" not in named
+    (row,) = one["models"].to_pylist()
+    usual = "bfloat16" if row["dtype"] == "float32" else "float32"
+    others = [row | {"model": "a", "dtype": usual}, row | {"model": "b", "dtype": usual}]
+    mixed = one | {"models": parquet.of_rows(tables.MODELS, [row, *others])}
+    told = reader_warnings.warnings(["olmoe-1b-7b"], mixed).to_pylist()
+    (said,) = [each["detail"] for each in told if each["warning"] == "dtype"]
+    assert said.startswith(f"computed in {row['dtype']}, most models of this sweep in {usual}")
 
 
 def test_validation_names_every_interval_and_class():
