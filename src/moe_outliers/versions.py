@@ -10,11 +10,11 @@ EXTRACT = 1
 VERIFY = 1
 METRICS = 1
 BOOTSTRAP = 1
-COMPARISON = 1
+COMPARISON = 2
 VALIDATE = 2
 PLOT = 3
-TABLES = 2
-REPORT = 3
+TABLES = 3
+REPORT = 4
 
 STATISTICS_FORMAT = 1
 """Format of the statistics file; readers refuse a newer one than they know."""

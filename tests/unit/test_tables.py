@@ -1,9 +1,11 @@
 """Models against each other, against earlier work, and the tables of the sweep."""
 
+import itertools
 import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import synthetic
 from scipy import stats
@@ -142,14 +144,17 @@ def test_every_difference_that_survives_is_told_with_its_interval(collected):
     said = {}
     for sentence, found in sentences.differences(told):
         most = max(found, key=lambda row: abs(row["estimate"]))
-        assert f"{len(found)} of 3 pairs differ" in sentence
+        every = sum(row["n"] in (row["above"], row["below"]) for row in found)
+        assert f"{len(found)} of 3 pairs differ, {every} of them in the same" in sentence
         assert f"{most['model_a']} less {most['model_b']} {sentences.interval(most)}." in sentence
         said |= {(r["metric"], r["basis"], r["model_a"], r["model_b"]): r for r in found}
     assert len(said) == len(rows)
     for row in rows.itertuples():
         basis = row.basis if isinstance(row.basis, str) else None
         found = said[row.metric, basis, row.model_a, row.model_b]
-        assert (found["estimate"], found["low"]) == pytest.approx((row.estimate, row.low))
+        assert found["estimate"] == pytest.approx(row.estimate)
+        low = np.nan if found["low"] is None else found["low"]
+        assert low == pytest.approx(row.low, nan_ok=True)
     assert not list(sentences.differences(told | {"differences": []}))
 
 
@@ -175,7 +180,7 @@ def _by_text(own, metric, basis):
     return pd.Series(values["value"].to_numpy(), index=values["sequence"].map(text))
 
 
-def test_differences_are_paired_by_text_with_the_p_values_of_the_t_test(sweep, compared):
+def test_differences_are_paired_by_text_with_the_p_values_of_all_signs(sweep, compared):
     rows = compared["differences"].to_pandas()
     assert len(rows) == 3 * len(comparison.COMPARED)
     told = 0
@@ -183,21 +188,46 @@ def test_differences_are_paired_by_text_with_the_p_values_of_the_t_test(sweep, c
         a, b = (_by_text(sweep[0][m], row.metric, row.basis) for m in (row.model_a, row.model_b))
         paired = (a - b).dropna()
         assert row.n == len(paired)
-        if len(paired):
-            assert row.estimate == pytest.approx(paired.mean(), abs=1e-12)
+        assert (row.above, row.below) == ((paired > 0).sum(), (paired < 0).sum())
+        if not len(paired):
+            assert np.isnan(row.p)
+            continue
+        signs = np.array(list(itertools.product((1, -1), repeat=len(paired))))
+        assert row.estimate == pytest.approx(paired.mean(), abs=1e-12)
+        means = np.abs((signs * paired.to_numpy()).mean(axis=1))
+        assert row.p == (means >= abs(paired.mean()) - 1e-9 * paired.abs().mean()).mean()
         if row.method == "t":
-            made = stats.ttest_1samp(paired, 0)
-            ends = made.confidence_interval(0.95)
-            assert (row.p, row.low, row.high) == pytest.approx((made.pvalue, *ends))
+            ends = stats.ttest_1samp(paired, 0).confidence_interval(0.95)
+            assert (row.low, row.high) == pytest.approx(tuple(ends))
+            spread = np.sqrt((a[paired.index].var() + b[paired.index].var()) / 2)
+            assert row.effect_sd == pytest.approx(paired.mean() / spread)
             told += 1
         else:
             assert np.isnan(row.low)
-            assert row.p == 1 if len(paired) and not paired.any() else np.isnan(row.p)
     assert told > 9
     assert (rows["estimate"].dropna() != 0).sum() > 9
     for _, family in rows.groupby("metric"):
         for _, pairs in family.groupby("basis", dropna=False):
             assert np.allclose(pairs["p_holm"], holm(pairs["p"].to_numpy()), equal_nan=True)
+            tested = pairs["p"].notna().sum()
+            there = pairs[pairs["n"] > 0]
+            assert (there["least_p_holm"] == np.minimum(1, tested * 2.0 ** (1 - there["n"]))).all()
+
+
+def test_a_difference_that_is_the_same_on_every_text_survives_and_is_told(sweep):
+    """Planted: a number that is 2 more in one model than in another on each of eight texts."""
+    found, rows = sweep
+    values = found["quiet"]["values"].to_pandas()
+    values.loc[values["metric"].eq("n_dims_alone"), "value"] = 40.0
+    changed = found["quiet"] | {
+        "values": pa.Table.from_pandas(values, schema=found["quiet"]["values"].schema,
+                                       preserve_index=False)}  # fmt: skip
+    compared = _compare((found | {"quiet": changed}, rows))["differences"].to_pandas()
+    of = compared[compared["metric"].eq("n_dims_alone") & compared["model_b"].eq("quiet")]
+    assert set(of["degenerate"]) == {"constant"}
+    assert (of["p"] == 2.0**-7).all()
+    assert (of["p_holm"] <= 0.05).all()
+    assert (of[["above", "below"]].max(axis=1) == 8).all()
 
 
 def test_correlations_are_those_of_the_models_means(sweep, compared):

@@ -177,11 +177,26 @@ def differences(summary: Summary) -> Iterator[tuple[str, list[Mapping[str, Any]]
         kinds.setdefault(_meaning(row), []).append(row)
     for meaning, found in kinds.items():
         most = max(found, key=lambda row: abs(row["estimate"]))
+        every = sum(max(row["above"], row["below"]) == row["n"] for row in found)
         yield (
-            f"{meaning}: {len(found)} of {models * (models - 1) // 2} pairs differ; most: "
-            f"{most['model_a']} less {most['model_b']} {interval(most)}.",
+            f"{meaning}: {len(found)} of {models * (models - 1) // 2} pairs differ, {every} of "
+            f"them in the same direction on every text; most: {most['model_a']} less "
+            f"{most['model_b']} {interval(most)}.",
             found,
         )
+
+
+def undecidable(summary: Summary) -> str:
+    """Name the numbers of which no difference could survive at this number of texts."""
+    rows = summary["undecidable_differences"]
+    if not rows:
+        return ""
+    names = dict.fromkeys(_meaning(row).lower() for row in rows)
+    texts = " or ".join(str(n) for n in sorted({row["n"] for row in rows}))
+    return (
+        f"With {texts} texts no difference can survive the correction in "
+        f"{'; '.join(names)}: that none is listed says nothing."
+    )
 
 
 def correlations(summary: Summary) -> Iterator[str]:
@@ -191,8 +206,20 @@ def correlations(summary: Summary) -> Iterator[str]:
             f"{_meaning(row)} goes with {PROPERTIES[row['property']]}: rank correlation "
             f"{row['rho']:.2f} over {row['models']} models."
         )
-    if not summary["correlations"]:
-        yield "No number goes with a property of the models, after Holm's correction."
+    if summary["correlations"]:
+        return
+    tested = summary["correlations_tested"]
+    if tested["decidable"]:
+        yield (
+            f"No number goes with a property of the models, after Holm's correction over "
+            f"{tested['rows']} correlations; with {tested['models']} models one survives only "
+            f"from abs(rho) = {tested['least_abs_rho']:.2f} on."
+        )
+    else:
+        yield (
+            f"{tested['models']} models are too few for any of {tested['rows']} correlations to "
+            f"survive Holm's correction: that none is listed says nothing."
+        )
 
 
 def _meaning(row: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ def summarise(
     Returns:
         `settings`, `models` by slug (class, numbers with intervals, features, cross-batch
         validation, legacy, warnings), `differences` and `correlations` that survive Holm at .05,
-        `expectations`, `validation`.
+        `undecidable_differences` (no pair of a number could survive), `correlations_tested` (what
+        could), `expectations`, `validation`.
     """
     frames = {name: table.to_pandas() for name, table in tables.items() if name != "values"}
     frames["whole"] = headline(tables["intervals"])
@@ -46,7 +47,9 @@ def summarise(
             for model, row in frames["models"].set_index("model").iterrows()
         },
         "differences": _surviving(frames["differences"]),
+        "undecidable_differences": _undecidable(frames["differences"]),
         "correlations": _surviving(frames["correlations"]),
+        "correlations_tested": _tested(frames["correlations"]),
         "expectations": _rows(frames["reference"]),
         "validation": {
             name: _rows(frames[f"validate_{name}"])
@@ -108,6 +111,27 @@ def _number(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _surviving(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return _rows(frame[frame["p_holm"] <= LEVEL])
+
+
+def _undecidable(differences: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the numbers of which no pair can survive, with the texts that it has at most."""
+    made = differences[differences["p"].notna()]
+    families = made.groupby(["metric", "basis"], sort=False, dropna=False)
+    best = families.agg(n=("n", "max"), least=("least_p_holm", "min")).reset_index()
+    return _rows(best[best["least"] > LEVEL].drop(columns="least"))
+
+
+def _tested(correlations: pd.DataFrame) -> dict[str, Any]:
+    """Return how many correlations of how many models were tested, and what could survive."""
+    made = correlations[correlations["p"].notna()]
+    models = correlations["models"].max()
+    reach = made.loc[made["models"] == models, "least_abs_rho"]
+    return {
+        "rows": len(made),
+        "models": _plain(models),
+        "decidable": bool(reach.notna().any()),
+        "least_abs_rho": _plain(reach.min()),
+    }
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -38,9 +38,9 @@ FIGURES = {
     "forest": Entry(
         "Every model with its intervals, and paired differences",
         "Means over sequences with their intervals; below, differences of two models on the same "
-        "texts (Student's t of paired differences). A filled mark survives Holm's correction over "
-        "all pairs at {level}; a mark without a bar is the same on every text, and has no "
-        "interval.",
+        "texts (interval: Student's t). A filled mark survives Holm's correction over all pairs at "
+        "{level} (sign-flip test over texts); a mark without a bar is the same on every text, and "
+        "has no interval.",
         ("intervals", "differences", "models"),
         "overview",
     ),
