@@ -135,9 +135,22 @@ def test_every_model_has_a_section_with_its_class_and_numbers(page, summary):
 def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
     assert summary["settings"]["confidence"] == 0.95
     settings = summary["settings"] | {"confidence": 0.9}
-    text = render(summary | {"settings": settings}, demo.folder / "results/plots", [])
-    assert "intervals are of 90 % confidence" in text
+    told = summary | {"settings": settings}
+    text = render(told, demo.folder / "results/plots", [])
+    assert (
+        "would be of 90 % confidence for independent texts; these are parts of 1 document" in text
+    )
     assert "95 %" not in _Page(text).words
+    apart = {name: own | {"documents": 16} for name, own in summary["models"].items()}
+    text = render(told | {"models": apart}, demo.folder / "results/plots", [])
+    assert "Intervals are of 90 % confidence, over sequences of independent texts." in text
+
+
+def test_the_worst_coverage_stands_beside_the_level(page, summary):
+    rows = [row for row in summary["validation"]["coverage"] if row["used"] and row["n"] == 16]
+    for dependent, whose in ((False, "independent"), (True, "dependent")):
+        worst = min(row["coverage_share"] for row in rows if row["dependent"] == dependent)
+        assert f"{worst:.0%} of the time on {whose} texts" in page.words
 
 
 def test_every_correlation_that_survives_is_told_in_words(demo, summary):

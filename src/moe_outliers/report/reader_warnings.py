@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from moe_outliers.metrics.classes import INDETERMINATE, SEQUENCES
 from moe_outliers.metrics.values import NOT_RECORDED
+from moe_outliers.report.old_numbers import headline
 from moe_outliers.storage import parquet
 
 TEXT = pa.string()
@@ -28,7 +29,7 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
 
     Args:
         models: their slugs.
-        tables: models, values, stability and stable_ranges of the sweep.
+        tables: models, values, intervals, stability and stable_ranges of the sweep.
     """
     rows = []
     for model in models:
@@ -36,6 +37,8 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
             name: tables[name].filter(pa.compute.field("model") == model).to_pandas()
             for name in ("models", "values", "stability", "stable_ranges")
         }
+        whole = headline(tables["intervals"].filter(pa.compute.field("model") == model))
+        own["intervals"] = whole[whole["one_text_decides"].notna()]
         rows += [
             {"model": model, "warning": name, "detail": detail}
             for name, detail in _warnings(own).items()
@@ -51,10 +54,18 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
     stable: Any = ranges[ranges["along"] == "alpha"].iloc[0]
     jaccard = tables["stability"].query("basis == 'fires'")["jaccard"].mean()
     values = tables["values"]
+    decided = sorted(tables["intervals"]["metric"].unique())
     lacking = sorted(values[values["note"] == NOT_RECORDED]["metric"].unique())
     return {
         "few_sequences": row["sequences"] < SEQUENCES
         and f"{row['sequences']} sequences: classes need at least {SEQUENCES}",
+        "one_document": row["documents"] < row["sequences"]
+        and f"{row['sequences']} sequences are parts of {row['documents']} "
+        f"document{'s' if row['documents'] > 1 else ''} and depend on each other: no level of "
+        "confidence can be claimed for any interval",
+        "one_text_decides": len(decided) > 0
+        and f"one sequence decides {len(decided)} of the headline's numbers "
+        f"({', '.join(decided)}): look at the betting intervals, and at that text",
         "indeterminate": row["model_class"] == INDETERMINATE
         and "the class depends on features whose own class is not resolved",
         "basis": row["class_x"] != row["model_class"]

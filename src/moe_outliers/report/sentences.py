@@ -99,6 +99,43 @@ def measured(summary: Summary) -> str:
     return f"{len(models)} {said} measured on {sequences} sequences of {tokens} tokens each."
 
 
+def level(summary: Summary) -> str:
+    """Say what level the intervals have, and what they cover at their worst."""
+    models = models_of(summary).values()
+    confidence = f"{100 * summary['settings']['confidence']:g} %"
+    parts = [found for found in models if found["documents"] < found["sequences"]]
+    said = f"Intervals are of {confidence} confidence, over sequences of independent texts."
+    if parts:
+        documents = " or ".join(str(n) for n in sorted({found["documents"] for found in parts}))
+        said = (
+            f"Intervals would be of {confidence} confidence for independent texts; these are parts "
+            f"of {documents} document{'s' * (documents != '1')}, so that no level is claimed."
+        )
+    worst = _worst(summary, {found["sequences"] for found in models})
+    return f"{said} {worst}" if worst else said
+
+
+def _worst(summary: Summary, sizes: set[int]) -> str:
+    """Say which kind of simulated data the intervals cover worst at these numbers of sequences."""
+    used = [
+        row
+        for row in summary["validation"]["coverage"]
+        if row["used"] and row["n"] in sizes and row["coverage_share"] is not None
+    ]
+    parts = []
+    for dependent, whose in ((False, "independent"), (True, "dependent")):
+        rows = [row for row in used if row["dependent"] == dependent]
+        if rows:
+            worst = min(rows, key=lambda row: row["coverage_share"])
+            parts.append(
+                f"{worst['coverage_share']:.0%} of the time on {whose} texts "
+                f"({worst['case'].replace('_', ' ')}, n = {worst['n']})"
+            )
+    return (
+        f"At worst, on simulated data, they hold the truth {' and '.join(parts)}." if parts else ""
+    )
+
+
 def classes(summary: Summary) -> dict[str, list[str]]:
     """Return the classes that occur, in the order of CLASSES, with their models."""
     kinds: dict[str, list[str]] = {}
@@ -269,7 +306,12 @@ def numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _method(number: Mapping[str, Any]) -> str:
     special = f" ({number['degenerate']})" if number["degenerate"] else ""
-    return f"{number['method']}{special}"
+    said = f"{number['method']}{special}"
+    if number["one_text_decides"]:
+        said += f"; {number['one_text_decides']} decides it"
+        if number["sure_low"] is not None:
+            said += f"; betting [{number['sure_low']:.3g}, {number['sure_high']:.3g}]"
+    return said
 
 
 def interval(number: Mapping[str, Any], *, percent: bool = False) -> str:

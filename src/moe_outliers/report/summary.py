@@ -15,7 +15,10 @@ from moe_outliers.stats.multiplicity import LEVEL
 TOP = 12
 """Features of a model that the summary names, by outlier mass."""
 
-NUMBERS = ("estimate", "low", "high", "unit", "method", "n", "degenerate")
+NUMBERS = (
+    "estimate", "low", "high", "sure_low", "sure_high", "one_text_decides", "unit", "method", "n",
+    "degenerate",
+)  # fmt: skip
 
 
 def summarise(

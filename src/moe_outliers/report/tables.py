@@ -29,6 +29,7 @@ MODELS = parquet.schema(
     family=(TEXT, "model_type of the checkpoint"),
     dtype=(TEXT, "type of the norms' output that was measured"),
     sequences=(WHOLE, "sequences that were read"),
+    documents=(WHOLE, "documents that these are from: below `sequences` they depend on each other"),
     tokens=(WHOLE, "positions of each"),
     model_class=(
         TEXT,
@@ -154,6 +155,7 @@ def _models(
                 "family": attributes.get("family"),
                 "dtype": attributes.get("norm_dtype"),
                 "sequences": tables["sequences"].num_rows,
+                "documents": len(set(tables["sequences"]["document"].to_pylist())),
                 "tokens": tables["sequences"]["tokens"][0].as_py(),
                 "model_class": headline.loc["fires", "model_class"],
                 "class_x": headline.loc["x", "model_class"],

@@ -148,7 +148,8 @@ FIGURES = {
         "Measured coverage of the intervals",
         "How often an interval holds the truth on simulated data, by number of sequences; bars: "
         "plus and minus three standard errors of the simulation. The line is the nominal level. "
-        "The methods that this report uses are solid.",
+        "The methods that this report uses are solid; the betting interval is that of shares. No "
+        "interval is valid for texts that depend on each other.",
         ("validate_coverage",),
         "coverage",
         "Controls",
