@@ -16,10 +16,10 @@ from moe_outliers.inference import bootstrap, comparison, simulate_classes, simu
 from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, measure
-from moe_outliers.report import earlier_work, sentences, summary, tables
+from moe_outliers.report import earlier_work, sentences, summary, tables, words
 from moe_outliers.stats.multiplicity import holm
 
-CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
+CRITERIA = Criteria({"z": 4, "x": 6, "y": 4}, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
 PLANTED = {
     "olmoe-1b-7b": [Plant(3, size=5), Plant(4, "band", 0.5, size=5)],
@@ -122,11 +122,11 @@ def test_the_summary_is_json_and_says_what_the_tables_say(collected):
     row = numbers[
         (numbers["model"] == "gpt-oss-20b")
         & (numbers["metric"] == "n_dims_sequence")
-        & (numbers["basis"] == "fires")
+        & (numbers["basis"] == "z")
         & numbers["headline"]
     ].iloc[0]
-    assert model["numbers"]["n_dims_sequence"]["fires"]["estimate"] == row["estimate"]
-    assert told["models"]["quiet"]["numbers"]["extent_site_share"]["fires"]["estimate"] is None
+    assert model["numbers"]["n_dims_sequence"]["z"]["estimate"] == row["estimate"]
+    assert told["models"]["quiet"]["numbers"]["extent_site_share"]["z"]["estimate"] is None
     mass = numbers[numbers["class"].eq("systematic") & numbers["model"].eq("gpt-oss-20b")].iloc[0]
     told_mass = model["mass_shares"]["systematic"]
     assert [told_mass[name] for name in ("estimate", "low", "high")] == pytest.approx(
@@ -146,7 +146,7 @@ def test_every_difference_that_survives_is_told_with_its_interval(collected):
         most = max(found, key=lambda row: abs(row["estimate"]))
         every = sum(row["n"] in (row["above"], row["below"]) for row in found)
         assert f"{len(found)} of 3 pairs differ, {every} of them in the same" in sentence
-        assert f"{most['model_a']} less {most['model_b']} {sentences.interval(most)}." in sentence
+        assert f"{most['model_a']} less {most['model_b']} {words.interval(most)}." in sentence
         said |= {(r["metric"], r["basis"], r["model_a"], r["model_b"]): r for r in found}
     assert len(said) == len(rows)
     for row in rows.itertuples():
@@ -161,7 +161,7 @@ def test_every_difference_that_survives_is_told_with_its_interval(collected):
 def test_the_mass_of_a_models_class_has_its_interval(collected):
     told = summary.summarise(collected, vars(CRITERIA), 0)["models"]["gpt-oss-20b"]
     mass = told["mass_shares"]["systematic"]
-    share = sentences.interval(mass, percent=True)
+    share = words.interval(mass, percent=True)
     said = f"1 feature is systematic and holds {share} of the outlier mass;"
     assert mass["low"] < mass["estimate"] < mass["high"]
     assert said in sentences.how_sure("m", told)
@@ -174,7 +174,8 @@ def _by_text(own, metric, basis):
     values = values[(values["metric"] == metric) & values["sequence"].notna()]
     values = values[values["basis"].eq(basis) if isinstance(basis, str) else values["basis"].isna()]
     values = values[values[["kind", "mixer", "site", "block"]].isna().all(axis=1)]
-    values = values[values["alpha"].isin([6]) | values["alpha"].isna()]
+    own = CRITERIA.at(basis) if isinstance(basis, str) else 6
+    values = values[values["alpha"].isin([own]) | values["alpha"].isna()]
     values = values[values["position_share"].isin([0.06]) | values["position_share"].isna()]
     text = own["sequences"].to_pandas().set_index("sequence")["text_sha256"]
     return pd.Series(values["value"].to_numpy(), index=values["sequence"].map(text))
@@ -296,10 +297,11 @@ def test_stable_ranges_hold_the_headline_and_stay_within_what_was_tried(collecte
     assert (found["low"] <= found["at"]).all()
     assert (found["at"] <= found["high"]).all()
     row = found.query(
-        "model == 'gpt-oss-20b' and headline == 'model_class' and basis == 'fires' "
-        "and along == 'alpha'"
+        "model == 'gpt-oss-20b' and headline == 'model_class' and basis == 'z' and along == 'alpha'"
     ).iloc[0]
-    assert row["low"] <= 6 <= row["high"] < 10  # abs(x) is at most 1.3 times 6
+    assert row["low"] <= 4 == row["high"] == row["tried_high"]  # sqrt(64) / 2 is out of reach
+    by_x = found.query("model == 'gpt-oss-20b' and basis == 'x' and along == 'alpha'")
+    assert by_x["tried_high"].max() == 20
 
 
 def test_what_was_expected_is_compared_and_never_read_before():

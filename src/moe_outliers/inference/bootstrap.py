@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import KEYS, METRICS
 from moe_outliers.stats import Array, betting, draws, intervals
@@ -180,8 +180,8 @@ def _perplexity(estimated: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame, criteria: Criteria) -> Array:
-    """Tell which rows have the headline's thresholds: x at the magnitude, z at 3."""
-    wanted = np.where(table["basis"] == "z", Z_MAGNITUDE, criteria.magnitude)
+    """Tell which rows have the headline's thresholds, or need none."""
+    wanted = table["basis"].map({basis: criteria.at(basis) for basis in BASES}).astype(float)
     alpha = table["alpha"].isna() | np.isclose(table["alpha"].astype(float), wanted)
     share = table["position_share"].isna() | (table["position_share"] == criteria.position_share)
     return (alpha & share).to_numpy()

@@ -18,11 +18,13 @@ from moe_outliers.stats.multiplicity import LEVEL, holm
 from moe_outliers.storage import parquet
 
 COMPARED = (
-    ("extent_site_share", "fires"), ("extent_site_share", "x"), ("extent_block_share", "fires"),
-    ("extent_mass_share", "fires"), ("sd_pair_share", "fires"), ("sd_firing_share", "fires"),
-    ("n_dims_sequence", "fires"), ("n_dims_alone", "fires"), ("magnitude", "fires"),
-    ("k90", "x"), ("gain_free_share", "x"), ("excess_kurtosis", None), ("int8_gain_db", None),
-    ("load_entropy_share", None), ("bits_per_byte_common", None),
+    ("extent_site_share", "z"), ("extent_site_share", "x"), ("extent_block_share", "z"),
+    ("extent_mass_share", "z"), ("sd_pair_share", "z"), ("sd_firing_share", "z"),
+    ("n_dims_sequence", "z"), ("n_dims_alone", "z"), ("magnitude", "z"),
+    ("k90", "z"), ("k90", "x"), ("gain_free_share", "x"), ("excess_kurtosis", None),
+    ("int8_gain_db", None), ("load_entropy_share", None), ("residual_max", None),
+    ("massive_ratio", None),
+    ("bits_per_byte_common", None),
 )  # fmt: skip
 """Metrics that are compared between models, with their basis."""
 
@@ -31,7 +33,7 @@ PROPERTIES = ("params_b", "active_b", "experts", "top_k", "layers", "width")
 
 DIFFERENCES = parquet.schema(
     metric=(pa.string(), "name of the metric; the table `metrics` defines each"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     model_a=(pa.string(), "first model of the pair, in order of the table of models"),
     model_b=(pa.string(), "second model"),
     estimate=(pa.float64(), "mean over texts of a's value less b's"),
@@ -60,7 +62,7 @@ DIFFERENCES = parquet.schema(
 CORRELATIONS = parquet.schema(
     property=(pa.string(), "column of the table of models, or bits_per_byte_common"),
     metric=(pa.string(), "name of the metric"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     models=(pa.int32(), "models with both"),
     rho=(pa.float64(), "Spearman's rank correlation over models"),
     p=(pa.float64(), "two-sided permutation test, exact up to nine models"),

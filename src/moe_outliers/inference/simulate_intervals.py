@@ -13,7 +13,7 @@ import pyarrow as pa
 from scipy import special
 
 from moe_outliers.metrics.counts import reaches
-from moe_outliers.metrics.selection import CrossFit, halves, select
+from moe_outliers.metrics.selection import CrossFit, Extents, halves
 from moe_outliers.stats import Array, betting, draws, intervals
 from moe_outliers.storage import parquet
 
@@ -288,9 +288,9 @@ def _estimates(
     extent: Array, truth: Array, border: float, confidence: float, rng: np.random.Generator
 ) -> dict[str, Array]:
     """Return low, high, estimate and truth by estimator, each (4, estimate)."""
-    fit = CrossFit.of(extent, border)
+    fit = CrossFit.of(Extents(extent), border)
     even, odd = halves(len(extent))
-    chosen = select(extent[even], border)
+    chosen = Extents(extent[even]).select(border)
     alone = [reaches(row, border) for row in extent]
     scored: dict[str, tuple[Array, Any]] = {
         "cross_fit": (fit.mean(extent)[:, None], [truth[fit.chosen[k]].mean() for k in fit.fold]),

@@ -5,7 +5,6 @@ import pyarrow as pa
 import xarray as xr
 
 from moe_outliers.metrics import by_feature, by_sequence, by_site, by_threshold, language, residual
-from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes
@@ -17,7 +16,7 @@ from moe_outliers.storage import parquet
 
 STABILITY = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     split=(pa.int32(), "number of the random halving of the sequences"),
     jaccard=(pa.float64(), "M19: Jaccard index of the halves' candidates; empty if both are empty"),
     spearman=(
@@ -29,7 +28,7 @@ STABILITY = parquet.schema(
 
 CROSS_BATCH = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     sequence=(pa.int32(), "the sequence that is left out, a batch of one"),
     chosen=(pa.int32(), "candidates of all other sequences"),
     alone=(pa.int32(), "candidates of this sequence alone"),
@@ -63,14 +62,15 @@ TABLES: dict[str, pa.Schema] = {
 """The tables of one model, by name, with their columns."""
 
 VARIABLES = (
-    "x_count", "z_count", "x_min", "x_max", "x_first", "z_max", "x_positive", "x_delimiter",
-    "union_count", "gain", "offset", "power_sum", "token_kurtosis", "int8_error", "position_max",
-    "residual_max", "residual_median", "residual_massive", "residual_top_feature",
-    "residual_top_position", "route", "router_entropy", "router_margin", "expert_max",
-    "expert_max_feature", "expert_max_position", "expert_total", "expert_raw_max", "positions",
-    "delimiters", "token_nll",
+    "x_count", "z_count", "y_count", "z_sum", "z_square", "z_first", "x_min", "x_max",
+    "x_first", "z_max", "x_positive", "x_delimiter", "union_count", "gain", "offset",
+    "power_sum", "token_kurtosis", "int8_error", "position_max", "residual_max",
+    "residual_median", "residual_top_feature", "residual_top_position",
+    "route", "router_entropy", "router_margin", "expert_max", "expert_max_feature",
+    "expert_max_position", "expert_total", "expert_raw_max", "positions", "delimiters",
+    "token_nll",
 )  # fmt: skip
-"""The variables of the statistics file that metrics read."""
+"""The variables of the statistics file that metrics read, where it has them."""
 
 
 def measure(
@@ -101,6 +101,7 @@ def measure(
     by_sequence.add_held_out(values, model, extremes)
     by_sequence.add_whole(values, model, extremes)
     by_sequence.add_legacy(values, model, legacy)
+    by_sequence.add_dettmers(values, model)
     tokens_table = by_sequence.add_language(values, model)
     by_site.add_sites(values, model, extremes)
     described = by_feature.describe(model, extremes, legacy)
@@ -123,9 +124,9 @@ def measure(
 def _stability(model: ModelStatistics) -> pa.Table:
     rows = [
         {"basis": basis, "split": split, **vars(agreement)}
-        for basis in BASES
+        for basis in model.bases
         for split, agreement in enumerate(
-            stability(model.extent[basis], model.criteria.layer_share, model.rng("halves"))
+            stability(model.extents[basis], model.criteria.layer_share, model.rng("halves"))
         )
     ]
     return parquet.of_rows(STABILITY, rows, model=model.slug)
@@ -133,9 +134,9 @@ def _stability(model: ModelStatistics) -> pa.Table:
 
 def _cross_batch(model: ModelStatistics) -> pa.Table:
     rows = []
-    for basis in BASES:
+    for basis in model.bases:
         for place, sequence in enumerate(model.sequences):
-            left = LeftOut.of(model.extent[basis], place, model.criteria.layer_share)
+            left = LeftOut.of(model.extents[basis], place, model.criteria.layer_share)
             rows.append(
                 {
                     "basis": basis,

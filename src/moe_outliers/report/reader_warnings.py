@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from moe_outliers.metrics.classes import INDETERMINATE, SEQUENCES
+from moe_outliers.metrics.classes import INDETERMINATE, OUT_OF_REACH, SEQUENCES
 from moe_outliers.metrics.values import NOT_RECORDED
 from moe_outliers.report.old_numbers import headline
 from moe_outliers.storage import parquet
@@ -50,9 +51,10 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
 def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
     """Return the warnings of one model by name; False where one does not apply."""
     row: Any = tables["models"].iloc[0]
-    ranges = tables["stable_ranges"].query("headline == 'model_class' and basis == 'fires'")
-    stable: Any = ranges[ranges["along"] == "alpha"].iloc[0]
-    jaccard = tables["stability"].query("basis == 'fires'")["jaccard"].mean()
+    ranges = tables["stable_ranges"].query("headline == 'model_class' and basis == 'z'")
+    along = ranges[ranges["along"] == "alpha"]
+    alone = along.loc[np.isclose(along["low"], along["high"]), "low"].tolist()
+    jaccard = tables["stability"].query("basis == 'z'")["jaccard"].mean()
     values = tables["values"]
     decided = sorted(tables["intervals"]["metric"].unique())
     lacking = sorted(values[values["note"] == NOT_RECORDED]["metric"].unique())
@@ -69,13 +71,21 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         "indeterminate": row["model_class"] == INDETERMINATE
         and "the class depends on features whose own class is not resolved",
         "basis": row["class_x"] != row["model_class"]
-        and f"by x alone the class would be {row['class_x']}",
+        and f"by x, which a rescaling of gains moves, the class would be "
+        f"{row['class_x'].replace('_', ' ')}",
+        "out_of_reach": row["model_class"] == OUT_OF_REACH
+        and f"abs(z) is at most {row['width'] ** 0.5:.3g} in a model of width {row['width']}: set "
+        f"outliers.magnitude to at most {row['width'] ** 0.5 / 2:.3g} for z to class it",
+        "at_threshold": row["at_threshold"]
+        and "the extent of the best feature may or may not reach the least that makes a candidate",
         "gain": row["surrogate_n_dims"] > 0
         and f"Gaussian activations behind this model's gains would give "
-        f"{row['surrogate_n_dims']} candidate{'s' if row['surrogate_n_dims'] > 1 else ''}",
-        "threshold": stable["low"] == stable["high"]
-        and f"the class holds at {stable['low']:g} alone, not at the thresholds next to it",
-        "stability": jaccard < STABLE_JACCARD
+        f"{row['surrogate_n_dims']} candidate{'s' if row['surrogate_n_dims'] > 1 else ''} by x",
+        "threshold": len(alone) > 0
+        and row["candidates"] > 0
+        and f"the class holds at {alone[0]:g} alone, not at the thresholds next to it",
+        "stability": row["candidates"] > 0
+        and jaccard < STABLE_JACCARD
         and f"random halves of the sequences agree on the candidates by {jaccard:.2f} only "
         "(mean Jaccard index)",
         "not_recorded": bool(lacking) and f"not in these statistics: {', '.join(lacking)}",

@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from moe_outliers.metrics.classes import CLASSES
+from moe_outliers.metrics.by_feature import RELATIONS
+from moe_outliers.metrics.classes import CLASSES, OUT_OF_REACH, SYSTEMATIC
 from moe_outliers.metrics.magnitude import TYPES
 from moe_outliers.report.old_numbers import headline
 from moe_outliers.stats.multiplicity import LEVEL
@@ -66,7 +68,8 @@ def _model(model: str, row: Any, frames: Mapping[str, pd.DataFrame]) -> dict[str
         return frames[name][frames[name]["model"] == model]
 
     cells = of("sensitivity")
-    cell = cells[cells["headline"] & (cells["basis"] == "fires")].iloc[0]
+    cells = cells[cells["basis"] == "z"]
+    cell = cells[cells["headline"]].iloc[0]
     numbers: dict[str, Any] = {}
     for each in of("whole").to_dict("records"):
         basis = each["basis"] if isinstance(each["basis"], str) else "whole"
@@ -75,25 +78,52 @@ def _model(model: str, row: Any, frames: Mapping[str, pd.DataFrame]) -> dict[str
     return {
         **{name: _plain(value) for name, value in row.items()},
         "classes_of_features": {name: _plain(cell[f"n_{name}"]) for name in CLASSES},
-        "mass_shares": _keyed(intervals, "mass_share", "x", "class", CLASSES),
+        "mass_shares": _keyed(intervals, "mass_share", "z", "class", CLASSES),
+        **_beside(of("features")),
+        "nearest_change": _nearest_change(cells, cell),
         "stable_ranges": _rows(of("stable_ranges").drop(columns="model")),
         "numbers": numbers,
-        "type_shares": _keyed(intervals, "type_coverage_share", "fires", "token_type", TYPES),
+        "type_shares": _keyed(intervals, "type_coverage_share", "z", "token_type", TYPES),
         "features": _rows(_features(of("features"), intervals)),
-        "cross_batch": _rows(
-            left_out[left_out["basis"] == "fires"].drop(columns=["model", "basis"])
-        ),
+        "cross_batch": _rows(left_out[left_out["basis"] == "z"].drop(columns=["model", "basis"])),
         "legacy": _rows(of("legacy").drop(columns="model")),
         "warnings": _rows(of("warnings").drop(columns="model")),
     }
 
 
+def _beside(features: pd.DataFrame) -> dict[str, Any]:
+    """Count features by relation, and systematic ones by where they are so and by their kind."""
+    systematic = features[features["class"] == SYSTEMATIC]
+
+    def counted(column: "pd.Series[Any]") -> dict[str, int]:
+        return {str(name): int(number) for name, number in column.value_counts().items()}
+
+    relation = counted(features["relation"].dropna())
+    return {
+        "relations": {name: relation.get(name, 0) for name in RELATIONS},
+        "systematic_in": counted(systematic["systematic_in"]),
+        "systematic_kinds": counted(systematic["z_kind"].fillna("not recorded")),
+    }
+
+
+def _nearest_change(cells: pd.DataFrame, at: Any) -> dict[str, Any] | None:
+    """Return the nearest threshold at which the model is of another class, and that class."""
+    known = cells["model_class"].notna() & (cells["model_class"] != OUT_OF_REACH)
+    line = cells[known & (cells["position_share"] == at["position_share"])]
+    others = line[line["model_class"] != at["model_class"]]
+    if others.empty or at["model_class"] == OUT_OF_REACH:
+        return None
+    nearest = others.loc[(np.log(others["alpha"]) - np.log(at["alpha"])).abs().idxmin()]
+    return {name: _plain(nearest[name]) for name in ("alpha", "model_class")}
+
+
 def _features(features: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
     """Pick the features with most outlier mass, with the intervals of their held-out extents."""
-    columns = ["feature", "class", "extent_share", "x_extent_share", "consistency", "mass_share"]
-    columns += ["largest", "one_sidedness", "gain_median"]
+    columns = ["feature", "class", "systematic_in", "relation", "z_kind", "extent_share"]
+    columns += ["x_extent_share", "consistency", "mass_share", "largest", "one_sidedness"]
+    columns += ["gain_median", "z_median"]
     rows = intervals[(intervals["metric"] == "feature_extent_share") & intervals["headline"]]
-    held_out = rows[rows["basis"] == "fires"].set_index("feature")[["estimate", "low", "high"]]
+    held_out = rows[rows["basis"] == "z"].set_index("feature")[["estimate", "low", "high"]]
     held_out = held_out.add_prefix("held_out_extent_")
     return features.sort_values("mass_rank").head(TOP)[columns].join(held_out, on="feature")
 

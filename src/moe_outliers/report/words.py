@@ -1,0 +1,96 @@
+"""The words of the report: what classes, numbers and properties are called and look like.
+
+One name for a class and for a number, wherever it is written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.magnitude import TYPES
+
+CLASSES = {
+    "systematic": "systematic: most of the outlier mass is in features that fire at three quarters "
+    "of the sites, or of one kind of them, in most sequences",
+    "banded": "banded: most of the outlier mass is in features that fire at much the same part of "
+    "the depth from sequence to sequence",
+    "probabilistic": "probabilistic: most of the outlier mass is in features for whose sites "
+    "no agreement beyond chance was found, at this number of sequences",
+    "mixed": "mixed: features of two classes or more hold outlier mass, and none of these half",
+    "indeterminate": "indeterminate: more sequences are needed to tell",
+    "no_outliers": "without outlier features",
+    "unclassified": "not classified: fewer than eight sequences",
+    "out_of_reach": "out of reach: the threshold is more than half of what abs(z) can be in a "
+    "model this narrow",
+}
+
+NUMBERS = {
+    "extent_site_share": ("mean extent of the outlier features (share of the sites)", "z"),
+    "sd_pair_share": ("share of positions at or above the threshold, over all sites", "z"),
+    "n_dims_sequence": ("outlier features found in one sequence", "z"),
+    "magnitude": ("largest abs(x) of an outlier feature in a sequence", "z"),
+    "k90": ("fewest features with 90 % of the outlier values", "z"),
+    "one_sided_share": ("share of the outlier features that are one-sided", "z"),
+    "control_extent_share": ("control: extent of all features that are no candidates", "z"),
+    "massive_ratio": ("largest abs(h) over the median of its block's output", "whole"),
+    "residual_max": ("largest abs(h) of the residual stream", "whole"),
+    "excess_kurtosis": ("excess kurtosis of a site, median over sites", "whole"),
+    "int8_gain_db": ("gain of keeping outliers exact in 8 bits (dB)", "whole"),
+    "router_entropy_share": ("entropy of a token's routing over its maximum", "whole"),
+    "bits_per_byte_common": ("bits per byte of the text that all models share", "whole"),
+}
+"""The numbers of a model's section: the meaning of each, and its basis."""
+
+POSITIONS = dict(zip(TYPES, ("position 0", "delimiters", "all other positions"), strict=True))
+"""The types of position, in words."""
+
+PROPERTIES = {
+    "params_b": "the number of parameters",
+    "active_b": "the number of active parameters",
+    "experts": "the number of experts",
+    "top_k": "the number of experts that a token is routed to",
+    "layers": "the number of layers",
+    "width": "the width",
+    "bits_per_byte_common": "bits per byte",
+}
+"""Properties of models that numbers are correlated with: columns of their table, bits per byte."""
+
+
+def rule(criteria: Criteria) -> str:
+    """Say what makes an outlier feature, with the thresholds that are set."""
+    return (
+        "A feature is a dimension of the residual stream, a site is a norm's output: what enters a "
+        "block's token mixer (attn_in) or its MLP (mlp_in). z is the norm's own value in root mean "
+        "squares of the token, x is z behind the norm's gain, y is z as the readers of the site "
+        f"weigh it. A feature fires at a site of a sequence where abs(z) is {criteria.at('z'):g} "
+        f"or more at {criteria.position_share:.0%} of its positions; its extent is the share of "
+        f"the sites that fire. It is a candidate with a mean extent of {criteria.layer_share:g}, "
+        "or of .75 over one kind of site. The outlier mass of a feature is its share of the values "
+        "at or above the threshold, at its firing sites."
+    )
+
+
+def features_said(number: int) -> str:
+    """Write a number of features."""
+    return f"{number:.0f} feature{'s' * (number != 1)}"
+
+
+def interval(number: Mapping[str, Any], *, percent: bool = False) -> str:
+    """Write a number with its interval."""
+    if number["estimate"] is None:
+        return "not defined"
+    form = ".0%" if percent else ".3g"
+    text = f"{number['estimate']:{form}}"
+    if number.get("low") is not None:
+        text += f" [{number['low']:{form}}, {number['high']:{form}}]"
+    return text
+
+
+def named(kind: str) -> str:
+    """Write the name of a class in words."""
+    return kind.replace("_", " ")
+
+
+def listed(names: list[str]) -> str:
+    """Write names as a sentence lists them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
