@@ -68,8 +68,8 @@ def test_a_feature_of_one_kind_of_site_in_every_block_is_systematic_there(n, kin
     assert _classify(fires[:, :, [0, 0, 0]]).label.tolist() == ["systematic"] * 3
 
 
-def test_features_of_half_of_a_kinds_sites_are_not_systematic_in_it():
-    found = _classify(simulate_classes.plant(Truth("half_mlp_in", 0.25), 16, 200,
+def test_features_of_some_of_a_kinds_sites_are_not_systematic_in_it():
+    found = _classify(simulate_classes.plant(Truth("some_mlp_in", 0.3), 16, 200,
                                              np.random.default_rng(0)))  # fmt: skip
     assert "systematic" not in found.label
     assert set(found.where) == {""}

@@ -34,8 +34,8 @@ CLASSED = parquet.schema(
         pa.string(),
         "what is planted: systematic (in every sequence), often (extent .9 in four of five "
         "sequences, .5 in the fifth), banded, random (sites anew in each sequence), run (one run "
-        "of sites anew in each), mlp_in (at those sites of every block), half_mlp_in (at half of "
-        "those sites, anew in each sequence), trend",
+        "of sites anew in each), mlp_in (at those sites of every block), some_mlp_in (at three in "
+        "five of those sites, anew in each sequence), trend",
     ),
     extent=(pa.float64(), "mean extent over all sites that is planted"),
     n=(pa.int32(), "sequences"),
@@ -100,7 +100,7 @@ TRUTHS = (
     Truth("random", 0.6, PROBABILISTIC),
     Truth("run", 0.4),
     Truth("mlp_in", 0.49, SYSTEMATIC),
-    Truth("half_mlp_in", 0.25),
+    Truth("some_mlp_in", 0.3),
     Truth("trend", 0.45),
 )
 NULLS = tuple(truth for truth in TRUTHS if truth.right not in (SYSTEMATIC, BANDED))
@@ -153,7 +153,7 @@ def plant(truth: Truth, n: int, features: int, rng: Any) -> Array:
         fires = (depth - rng.integers(0, sites, (n, 1, features))) % sites < size
     elif truth.name == "often":
         fires = rng.random(shape) < np.where(rng.random((n, 1, features)) < 0.8, 0.9, 0.5)
-    elif truth.name in ("mlp_in", "half_mlp_in"):
+    elif truth.name in ("mlp_in", "some_mlp_in"):
         chance = truth.extent * 2  # of the sites of that kind
         fires = np.broadcast_to(depth % 2 == 1, shape) & (rng.random(shape) < chance)
     elif truth.name == "trend":

@@ -284,7 +284,7 @@ def at_threshold(extent: Array, layer_share: float) -> bool:
     return bool(abs(best.mean() - layer_share) <= half)
 
 
-CONSTANT, WIDE, SPIKY = KINDS_OF_FEATURE = ("constant", "wide", "spiky")
+CONSTANT, WIDE, SPIKY = "constant", "wide", "spiky"
 """How a feature's z comes to be large where it fires: it hardly varies; it is an ordinary Gaussian
 of a large size; or neither."""
 
@@ -312,7 +312,7 @@ def kind_of(
         position_share: share of the positions at which a site fires.
 
     Returns:
-        (feature,), one of KINDS_OF_FEATURE; empty for a feature that fires nowhere. Constant if
+        (feature,), constant, wide or spiky; empty for a feature that fires nowhere. Constant if
         the sum over firing sites of (mean z)^2 is at least half of that of mean z^2; else wide if
         2 Phi(-magnitude / rms) is at least position_share, rms being that over firing sites.
     """

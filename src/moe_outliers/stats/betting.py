@@ -17,6 +17,9 @@ ORDERS = 100
 STEPS = 1000
 """The means that are tried are 0, .001 … 1."""
 
+PRIOR = 1 / 4
+"""The variance before any text: the largest that values in [0, 1] can have."""
+
 CHUNK = 2_000_000
 """Stakes that are held at a time."""
 
@@ -59,8 +62,8 @@ def _stakes(taken: Array, alpha: float) -> Array:
     n = taken.shape[1]
     number = np.arange(2, n + 2)[:, None]
     centre = (0.5 + np.cumsum(taken, axis=1)) / number
-    spread = (0.25 + np.cumsum((taken - centre) ** 2, axis=1)) / number
-    before = np.concatenate([np.full_like(spread[:, :1], 0.25), spread[:, :-1]], axis=1)
+    spread = (PRIOR + np.cumsum((taken - centre) ** 2, axis=1)) / number
+    before = np.concatenate([np.full_like(spread[:, :1], PRIOR), spread[:, :-1]], axis=1)
     return np.sqrt(2 * math.log(2 / alpha) / (n * before))
 
 

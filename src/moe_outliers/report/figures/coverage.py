@@ -48,6 +48,14 @@ def coverage(tables: Tables, _: Criteria) -> Drawn:
         handles, labels = axes.get_legend_handles_labels()
         known |= dict(zip(labels, handles, strict=True))
     figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
+    return figure, (
+        f"Measured coverage of nominal {rows['nominal'].iloc[0]:.0%} intervals; the lowest of the "
+        f"methods in use: {_worst(rows)}."
+    )
+
+
+def _worst(rows: Any) -> str:
+    """Say which kind of data is covered worst, of independent and of dependent texts."""
     told = []
     for dependent, whose in ((False, "independent"), (True, "dependent")):
         used = rows[rows["used"] & (rows["dependent"] == dependent)]
@@ -56,7 +64,4 @@ def coverage(tables: Tables, _: Criteria) -> Drawn:
             f"{worst['coverage_share']:.1%} on {whose} texts ({worst['case'].replace('_', ' ')}, "
             f"n = {worst['n']}, {worst['method']})"
         )
-    return figure, (
-        f"Measured coverage of nominal {rows['nominal'].iloc[0]:.0%} intervals; the lowest of the "
-        f"methods in use: {'; '.join(told)}."
-    )
+    return "; ".join(told)

@@ -1,5 +1,6 @@
 """Figures of all models together: size, intervals, consistency, legacy, thresholds, stability."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -186,43 +187,26 @@ def legacy_slopes(tables: Tables, _: Criteria) -> Drawn:
 
 def thresholds(tables: Tables, criteria: Criteria) -> Drawn:
     """Draw number and extent of outlier features against the threshold, for z and for x."""
-    cells, intervals = tables["sensitivity"], tables["intervals"]
+    cells = tables["sensitivity"]
     known = looks(tables["models"])
-    share = criteria.position_share
-    sweep = intervals[(intervals["metric"] == "extent_site_share") & intervals["kind"].isna()]
     figure = Figure(figsize=(7.5, 5.2))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     widths = tables["models"].set_index("model")["width"]
-    bases: tuple[Basis, ...] = ("z", "x")
+    bases: tuple[Basis, ...] = (HEADLINE, "x")
+    cells = cells[cells["position_share"] == criteria.position_share]
     for column, basis in enumerate(bases):
-        at = cells[(cells["basis"] == basis) & (cells["position_share"] == share)]
-        for model, look in known.items():
-            style = {"color": look.colour, "linestyle": look.line, "marker": look.mark, "ms": 3}
-            rows = at[at["model"] == model].sort_values("alpha")
-            most = reach(basis, int(widths[model]))
-            rows = rows[rows["alpha"] <= most]
-            panels[0][column].plot(rows["alpha"], rows["n_dims"], **style)
-            panels[0][column].plot(
-                rows["alpha"], rows["surrogate_n_dims"], color=look.colour, ls=":", lw=0.8
-            )
-            of = (sweep["model"] == model) & (sweep["basis"] == basis)
-            extents = sweep[of & (sweep["position_share"] == share) & (sweep["alpha"] <= most)]
-            extents = extents.sort_values("alpha")
-            panels[1][column].plot(extents["alpha"], extents["estimate"], **style)
-            band = {"color": look.colour, "alpha": 0.15, "lw": 0}
-            panels[1][column].fill_between(
-                extents["alpha"], extents["low"], extents["high"], **band
-            )
+        of_basis = cells[cells["basis"] == basis]
+        _moving(panels[:, column], of_basis, tables["intervals"], widths, known)
         panels[0][column].set_title(f"threshold of abs({basis})")
         panels[1][column].set_xlabel("alpha")
         most = max(reach(basis, int(width)) for width in widths)
-        stored = sorted(alpha for alpha in at["alpha"].unique() if alpha <= most)
+        stored = sorted(alpha for alpha in of_basis["alpha"].unique() if alpha <= most)
         for axes in panels[:, column]:
             axes.axvline(criteria.at(basis), color="#888888", lw=0.8)
             axes.set_xscale("log")
             axes.set_xticks(stored, [f"{alpha:g}" for alpha in stored], fontsize=6)
             axes.minorticks_off()
-    there = cells[cells["basis"].isin(("x", "z")) & (cells["position_share"] == share)]
+    there = cells[cells["basis"].isin(bases)]
     counted(panels[0][0], there[["n_dims", "surrogate_n_dims"]].max().max())
     panels[0][0].set_ylabel("outlier features")
     panels[1][0].set(ylabel="extent (share of sites)", ylim=(-0.03, 1.03))
@@ -230,6 +214,34 @@ def thresholds(tables: Tables, criteria: Criteria) -> Drawn:
     number = cells[cells["headline"]].set_index(["model", "basis"])["n_dims"]
     pairs = [f"{model} {number[model, 'z']:.3g} and {number[model, 'x']:.3g}" for model in known]
     return figure, f"Outlier features by z and by x at the headline: {'; '.join(pairs)}."
+
+
+def _moving(
+    column: Any, cells: Any, intervals: Any, widths: Any, known: Mapping[str, Look]
+) -> None:
+    """Draw what one basis gives as its threshold moves: features above, their extent below.
+
+    Args:
+        column: the two panels.
+        cells: of the table of thresholds, of one basis and share of positions.
+        intervals: of all models.
+        widths: by model.
+        known: the look of each model.
+    """
+    basis, share = cells["basis"].iloc[0], cells["position_share"].iloc[0]
+    sweep = intervals[(intervals["metric"] == "extent_site_share") & intervals["kind"].isna()]
+    sweep = sweep[(sweep["basis"] == basis) & (sweep["position_share"] == share)]
+    for model, look in known.items():
+        style = {"color": look.colour, "linestyle": look.line, "marker": look.mark, "ms": 3}
+        rows, extents = (
+            table[(table["model"] == model) & (table["alpha"] <= reach(basis, int(widths[model])))]
+            for table in (cells.sort_values("alpha"), sweep.sort_values("alpha"))
+        )
+        column[0].plot(rows["alpha"], rows["n_dims"], **style)
+        column[0].plot(rows["alpha"], rows["surrogate_n_dims"], color=look.colour, ls=":", lw=0.8)
+        column[1].plot(extents["alpha"], extents["estimate"], **style)
+        band = {"color": look.colour, "alpha": 0.15, "lw": 0}
+        column[1].fill_between(extents["alpha"], extents["low"], extents["high"], **band)
 
 
 def stability(tables: Tables, _: Criteria) -> Drawn:
