@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections import Counter
 from math import ceil
 
 import numpy as np
@@ -513,6 +514,37 @@ def test_the_evidence_for_a_lift_is_that_of_permuted_sequences(truth):
     made = rows["lift_p"].notna()
     wanted = stats.false_discovery_control(rows.loc[made, "lift_p"])
     assert rows.loc[made, "lift_q"].to_numpy() == pytest.approx(wanted)
+
+
+def test_the_tokens_of_a_feature_are_counted_site_by_site_and_position_by_position(truth):
+    """Against loops over every site and position, with the ids of the tokens file."""
+    tokens = synthetic.tokens_of(SHAPE, 3)
+    ids = np.array(tokens["ids"].to_pylist())[truth.order]
+    rows = truth.tables["feature_tokens"].to_pandas()
+    top, largest = np.abs(truth.x).argmax(axis=3), np.abs(truth.x).max(axis=3)
+    known = truth.features.dropna(subset="token_positions")
+    assert len(known) == min(24, truth.features["relation"].notna().sum()) > 3
+    for d in known.index:
+        hits = [
+            (ids[s, t], s) for s in range(S) for p in range(SITES) for t in range(T)
+            if top[s, p, t] == d and largest[s, p, t] >= 6
+        ]  # fmt: skip
+        assert known.loc[d, "token_positions"] == len(hits)
+        counts = Counter(token for token, _ in hits)
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        own = rows[rows["feature"] == d]
+        assert own["id"].tolist() == ranked[:5]
+        for row in own.itertuples():
+            assert row.positions_share == pytest.approx(counts[row.id] / len(hits))
+            assert row.frequency_share == pytest.approx((ids == row.id).mean())
+            assert row.sequences == len({s for token, s in hits if token == row.id})
+        held, frequency = 0, 0.0
+        for token in ranked:
+            if held >= len(hits) / 2:
+                break
+            held, frequency = held + counts[token], frequency + (ids == token).mean()
+        if hits:
+            assert known.loc[d, "token_half_share"] == pytest.approx(frequency)
 
 
 def test_the_profile_is_that_of_the_heaviest_features(truth):

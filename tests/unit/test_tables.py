@@ -21,6 +21,10 @@ from moe_outliers.stats.multiplicity import holm
 
 CRITERIA = Criteria({"z": 4, "x": 6, "y": 4}, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
+MEASURED = {
+    "data": {"source": "text", "path": "a.txt", "subset": "", "revision": "local", "bos": "none"},
+    "extract": {"dtype": "auto", "alphas": [3, 4, 6]},
+}
 PLANTED = {
     "olmoe-1b-7b": [Plant(3, size=5), Plant(4, "band", 0.5, size=5)],
     "gpt-oss-20b": [Plant(3, size=6), Plant(5, "random", 0.4, size=5)],
@@ -114,7 +118,9 @@ def test_the_classes_of_the_models(collected):
 
 
 def test_the_summary_is_json_and_says_what_the_tables_say(collected):
-    told = json.loads(json.dumps(summary.summarise(collected, vars(CRITERIA), 0), allow_nan=False))
+    told = json.loads(
+        json.dumps(summary.summarise(collected, vars(CRITERIA), 0, MEASURED), allow_nan=False)
+    )
     model = told["models"]["gpt-oss-20b"]
     assert model["model_class"] == "systematic"
     assert model["features"][0]["feature"] == 3
@@ -138,7 +144,7 @@ def test_the_summary_is_json_and_says_what_the_tables_say(collected):
 
 
 def test_every_difference_that_survives_is_told_with_its_interval(collected):
-    told = summary.summarise(collected, vars(CRITERIA), 0)
+    told = summary.summarise(collected, vars(CRITERIA), 0, MEASURED)
     rows = collected["differences"].to_pandas().query("p_holm <= 0.05")
     assert len(rows) > 2
     said = {}
@@ -159,7 +165,7 @@ def test_every_difference_that_survives_is_told_with_its_interval(collected):
 
 
 def test_the_mass_of_a_models_class_has_its_interval(collected):
-    told = summary.summarise(collected, vars(CRITERIA), 0)["models"]["gpt-oss-20b"]
+    told = summary.summarise(collected, vars(CRITERIA), 0, MEASURED)["models"]["gpt-oss-20b"]
     mass = told["mass_shares"]["systematic"]
     share = words.interval(mass, percent=True)
     said = f"1 feature is systematic and holds {share} of the outlier mass;"

@@ -1,5 +1,6 @@
 """The tables of features: the class of each with its evidence, and its profile over the depth."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from moe_outliers.metrics import counts, magnitude, moments
 from moe_outliers.metrics.classes import NO_CANDIDATE, kind_of, mass
 from moe_outliers.metrics.consistency import consistency
 from moe_outliers.metrics.counts import HEADLINE, Band
+from moe_outliers.metrics.feature_tokens import FeatureTokens, seen_at
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes, Gains, Magnitudes
 from moe_outliers.metrics.model_statistics import ModelStatistics
@@ -17,6 +19,9 @@ from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
 
 TEXT, WHOLE, REAL = pa.string(), pa.int32(), pa.float64()
+
+PROFILED = 24
+"""Features of the profile, and at most of which the tokens are told."""
 
 BOTH, ABSORBED, GAIN_MADE = RELATIONS = ("both", "absorbed", "gain_made")
 """Whether a feature is a candidate by z and by x: the gain lets it through, hides or makes it."""
@@ -90,6 +95,13 @@ SCHEMA = parquet.schema(
     first_share=(REAL, "M21: coverage at 6 at position 0, mean over sites and sequences"),
     delimiter_share=(REAL, "M21: coverage at 6 at delimiters, mean over sites and sequences"),
     other_share=(REAL, "M21: coverage at 6 at other positions, mean over sites and sequences"),
+    token_half_share=(
+        REAL,
+        "frequency of the fewest token ids that hold half of the positions where it has the "
+        "largest abs(x), at or above the magnitude: .5 where the token does not matter, near 0 for "
+        "a token detector; only of the 24 candidates with most mass",
+    ),
+    token_positions=(WHOLE, "pairs of site and position that this is of"),
     folds_chosen=(WHOLE, "folds for which the feature is chosen, by z"),
     legacy_sequences=(WHOLE, "M13: sequences in which the old system counted it"),
     legacy_layer_share=(REAL, "M13: old L of the feature, mean over sequences; biased"),
@@ -97,8 +109,20 @@ SCHEMA = parquet.schema(
 """One row a feature, in order of the features."""
 
 
-def describe(model: ModelStatistics, extremes: Extremes, legacy: Legacy) -> pa.Table:
-    """Describe every feature, one row each, of SCHEMA."""
+def describe(
+    model: ModelStatistics,
+    extremes: Extremes,
+    legacy: Legacy,
+    tokens: Mapping[int, FeatureTokens],
+) -> pa.Table:
+    """Describe every feature, one row each, of SCHEMA.
+
+    Args:
+        model: of the model.
+        extremes: of the model.
+        legacy: of the model.
+        tokens: as `tokens_of` returns them.
+    """
     classes, fires = model.classes[HEADLINE], model.firing[HEADLINE]
     above = model.counts.at(HEADLINE, model.alpha(HEADLINE))
     mass_share = _mean(mass(model.outliers[HEADLINE]))
@@ -131,7 +155,39 @@ def describe(model: ModelStatistics, extremes: Extremes, legacy: Legacy) -> pa.T
         "legacy_sequences": legacy.chosen.sum(axis=0),
         "legacy_layer_share": legacy.layer_share.mean(axis=0),
     }
-    return parquet.table(SCHEMA, columns | _sizes(model, extremes) | _types(model))
+    known = _tokens(model.features, tokens)
+    return parquet.table(SCHEMA, columns | known | _sizes(model, extremes) | _types(model))
+
+
+def tokens_of(model: ModelStatistics) -> dict[int, FeatureTokens]:
+    """Return the tokens of the 24 candidates by z or x with most outlier mass, by feature."""
+    if not model.has("position_feature", "position_max"):
+        return {}
+    candidate = np.logical_or.reduce(
+        [model.classes[basis].label != NO_CANDIDATE for basis in (HEADLINE, "x")]
+    )
+    heavy = sum(np.nan_to_num(_mean(mass(model.outliers[basis]))) for basis in (HEADLINE, "x"))
+    order = np.argsort(-np.asarray(heavy), kind="stable")
+    statistics = model.statistics
+    there = seen_at(
+        statistics["position_feature"].values,
+        statistics["position_max"].values,
+        model.alpha("x"),
+    )
+    ids, delimiter = (np.array(model.tokens[name].to_pylist()) for name in ("ids", "delimiter"))
+    return {
+        int(feature): FeatureTokens.of((there == feature).sum(axis=1), ids, delimiter)
+        for feature in order[candidate[order]][:PROFILED]
+    }
+
+
+def _tokens(features: int, tokens: Mapping[int, FeatureTokens]) -> dict[str, Any]:
+    """Return the columns of tokens, empty for features whose tokens are not known."""
+    half: list[float | None] = [None] * features
+    seen: list[int | None] = [None] * features
+    for feature, found in tokens.items():
+        half[feature], seen[feature] = found.half_share, found.seen
+    return {"token_half_share": half, "token_positions": seen}
 
 
 def _by_basis(model: ModelStatistics) -> dict[str, Any]:
@@ -203,9 +259,6 @@ def _types(model: ModelStatistics) -> dict[str, Array]:
     named = zip(magnitude.TYPES, shares, strict=True)
     return {f"{name}_share": _mean(share) for name, share in named}
 
-
-PROFILED = 24
-"""Features of the profile."""
 
 PROFILE = parquet.schema(
     model=(TEXT, "slug of the table of models"),

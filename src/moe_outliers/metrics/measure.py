@@ -6,6 +6,8 @@ import xarray as xr
 
 from moe_outliers.metrics import by_feature, by_sequence, by_site, by_threshold, language, residual
 from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.feature_tokens import SCHEMA as FEATURE_TOKENS
+from moe_outliers.metrics.feature_tokens import tabulate
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes
 from moe_outliers.metrics.model_statistics import SEQUENCE_SCHEMA, ModelStatistics
@@ -50,6 +52,7 @@ TABLES: dict[str, pa.Schema] = {
     "values": VALUES,
     "sequences": SEQUENCE_SCHEMA,
     "features": by_feature.SCHEMA,
+    "feature_tokens": FEATURE_TOKENS,
     "profile": by_feature.PROFILE,
     "blocks": residual.SCHEMA,
     "experts": by_site.EXPERTS,
@@ -64,9 +67,9 @@ TABLES: dict[str, pa.Schema] = {
 VARIABLES = (
     "x_count", "z_count", "y_count", "z_sum", "z_square", "z_first", "x_min", "x_max",
     "x_first", "z_max", "x_positive", "x_delimiter", "union_count", "gain", "offset",
-    "power_sum", "token_kurtosis", "int8_error", "position_max", "residual_max",
-    "residual_median", "residual_top_feature", "residual_top_position",
-    "route", "router_entropy", "router_margin", "expert_max", "expert_max_feature",
+    "power_sum", "token_kurtosis", "int8_error", "position_max", "position_feature",
+    "residual_max", "residual_median", "residual_top_feature", "residual_top_position", "route",
+    "router_entropy", "router_margin", "expert_max", "expert_max_feature",
     "expert_max_position", "expert_total", "expert_raw_max", "positions", "delimiters",
     "token_nll",
 )  # fmt: skip
@@ -104,10 +107,12 @@ def measure(
     by_sequence.add_dettmers(values, model)
     tokens_table = by_sequence.add_language(values, model)
     by_site.add_sites(values, model, extremes)
-    described = by_feature.describe(model, extremes, legacy)
+    feature_tokens = by_feature.tokens_of(model)
+    described = by_feature.describe(model, extremes, legacy, feature_tokens)
     tables = {
         "sequences": model.sequence_table(),
         "features": described,
+        "feature_tokens": tabulate(slug, feature_tokens),
         "profile": by_feature.profile(model, extremes, described),
         "blocks": by_site.add_blocks(values, model),
         "experts": by_site.add_routers(values, model),

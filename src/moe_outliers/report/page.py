@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from moe_outliers import __version__
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.report import sentences, words
+from moe_outliers.report import conditions, sentences, words
 from moe_outliers.report.figures.captions import caption, share
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.stats.multiplicity import LEVEL
@@ -55,8 +55,9 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         headline=sentences.headline(summary),
         otherwise=list(sentences.otherwise(summary)),
         rule=words.rule(criteria),
-        measured=sentences.measured(summary),
-        level_said=sentences.level(summary),
+        measured=conditions.measured(summary),
+        texts=conditions.texts(summary),
+        level_said=conditions.level(summary),
         classes=[(kind, words.CLASSES[kind]) for kind in sentences.classes(summary)],
         marks=MARKS,
         level=share(LEVEL),
@@ -64,7 +65,7 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         undecidable=sentences.undecidable(summary),
         correlations=list(sentences.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
-        models=[_model(model, own) for model, own in sentences.models_of(summary).items()],
+        models=[_model(model, own) for model, own in words.models_of(summary).items()],
         validation=summary["validation"],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),

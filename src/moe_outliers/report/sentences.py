@@ -4,28 +4,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe_outliers.metrics.values import METRICS
+from moe_outliers.report.conditions import measured, texts
 from moe_outliers.report.words import (
     CLASSES,
     NUMBERS,
     POSITIONS,
     PROPERTIES,
+    Summary,
     features_said,
     interval,
     listed,
+    models_of,
     named,
 )
 
-Summary = Mapping[str, Any]
-"""results/tables/summary.json."""
-
+DETECTOR = 0.1
+"""A feature is called a token detector if the tokens that hold half of its positions are at most
+this share of all; of one that does not look at the token they are a half."""
 
 UNKNOWN = ("indeterminate", "unclassified", "out_of_reach")
 """Classes of a model of which it cannot be told whether it is systematic."""
-
-
-def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
-    """Return the models in the order of the table of models."""
-    return dict(sorted(summary["models"].items(), key=lambda item: item[1]["number"]))
 
 
 def headline(summary: Summary) -> str:
@@ -53,6 +51,7 @@ def answer(summary: Summary) -> Iterator[str]:
     yield headline(summary)
     yield from otherwise(summary)
     yield measured(summary)
+    yield texts(summary)
     for kind, names in classes(summary).items():
         verb = "is" if len(names) == 1 else "are"
         yield f"{len(names)} {verb} {CLASSES[kind]}: {', '.join(names)}."
@@ -72,52 +71,6 @@ def otherwise(summary: Summary) -> Iterator[str]:
         ]
         if others:
             yield f"Classes are by z, before any gain. By {said}, it would be: {listed(others)}."
-
-
-def measured(summary: Summary) -> str:
-    """Say on how many sequences of how many tokens the models were measured."""
-    models = models_of(summary).values()
-    sequences = " or ".join(map(str, sorted({found["sequences"] for found in models})))
-    tokens = " or ".join(f"{n:,}" for n in sorted({found["tokens"] for found in models}))
-    said = "model was" if len(models) == 1 else "models were"
-    return f"{len(models)} {said} measured on {sequences} sequences of {tokens} tokens each."
-
-
-def level(summary: Summary) -> str:
-    """Say what level the intervals have, and what they cover at their worst."""
-    models = models_of(summary).values()
-    confidence = f"{100 * summary['settings']['confidence']:g} %"
-    parts = [found for found in models if found["documents"] < found["sequences"]]
-    said = f"Intervals are of {confidence} confidence, over sequences of independent texts."
-    if parts:
-        documents = " or ".join(str(n) for n in sorted({found["documents"] for found in parts}))
-        said = (
-            f"Intervals would be of {confidence} confidence for independent texts; these are parts "
-            f"of {documents} document{'s' * (documents != '1')}, so that no level is claimed."
-        )
-    worst = _worst(summary, {found["sequences"] for found in models})
-    return f"{said} {worst}" if worst else said
-
-
-def _worst(summary: Summary, sizes: set[int]) -> str:
-    """Say which kind of simulated data the intervals cover worst at these numbers of sequences."""
-    used = [
-        row
-        for row in summary["validation"]["coverage"]
-        if row["used"] and row["n"] in sizes and row["coverage_share"] is not None
-    ]
-    parts = []
-    for dependent, whose in ((False, "independent"), (True, "dependent")):
-        rows = [row for row in used if row["dependent"] == dependent]
-        if rows:
-            worst = min(rows, key=lambda row: row["coverage_share"])
-            parts.append(
-                f"{worst['coverage_share']:.0%} of the time on {whose} texts "
-                f"({worst['case'].replace('_', ' ')}, n = {worst['n']})"
-            )
-    return (
-        f"At worst, on simulated data, they hold the truth {' and '.join(parts)}." if parts else ""
-    )
 
 
 def classes(summary: Summary) -> dict[str, list[str]]:
@@ -222,6 +175,13 @@ def controls(summary: Mapping[str, Any]) -> Iterator[str]:
         f"In this checkpoint's parametrisation {features_said(relations['both'])} pass by z and by "
         f"x; the gain hides {relations['absorbed']} and makes {relations['gain_made']}."
     )
+    for row in summary["features"]:
+        if row["token_half_share"] is not None and row["token_half_share"] <= DETECTOR:
+            yield (
+                f"Feature {row['feature']} is a token detector: half of the positions where it is "
+                f"the largest have tokens that are {row['token_half_share']:.1%} of the text. "
+                "Where it fires is the texts' doing."
+            )
     by_y = named(summary["class_y"]) if summary["class_y"] else "not recorded"
     energy = named(summary["class_energy"]) if summary["class_energy"] else "not computed"
     yield (

@@ -24,7 +24,10 @@ NUMBERS = (
 
 
 def summarise(
-    tables: Mapping[str, pa.Table], criteria: Mapping[str, float], seed: int
+    tables: Mapping[str, pa.Table],
+    criteria: Mapping[str, Any],
+    seed: int,
+    measured: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Summarise a sweep as JSON values: the contents of the report.
 
@@ -32,6 +35,7 @@ def summarise(
         tables: as tables.collect returns them.
         criteria: the settings `outliers`.
         seed: of the sweep.
+        measured: the settings `data` and `extract`: they change every number.
 
     Returns:
         `settings`, `models` by slug (class, numbers with intervals, features, cross-batch
@@ -45,6 +49,8 @@ def summarise(
         "settings": {
             "outliers": dict(criteria),
             "seed": seed,
+            **{name: dict(settings) for name, settings in measured.items()},
+            "documents": sorted(set(frames["sequences"]["document"])),
             "confidence": _plain(frames["intervals"]["confidence"].iloc[0]),
         },
         "models": {
@@ -121,7 +127,7 @@ def _features(features: pd.DataFrame, intervals: pd.DataFrame) -> pd.DataFrame:
     """Pick the features with most outlier mass, with the intervals of their held-out extents."""
     columns = ["feature", "class", "systematic_in", "relation", "z_kind", "extent_share"]
     columns += ["x_extent_share", "consistency", "mass_share", "largest", "one_sidedness"]
-    columns += ["gain_median", "z_median"]
+    columns += ["gain_median", "z_median", "token_half_share", "token_positions"]
     rows = intervals[(intervals["metric"] == "feature_extent_share") & intervals["headline"]]
     held_out = rows[rows["basis"] == "z"].set_index("feature")[["estimate", "low", "high"]]
     held_out = held_out.add_prefix("held_out_extent_")

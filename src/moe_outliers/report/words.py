@@ -9,6 +9,10 @@ from typing import Any
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.magnitude import TYPES
 
+Summary = Mapping[str, Any]
+"""results/tables/summary.json."""
+
+
 CLASSES = {
     "systematic": "systematic: most of the outlier mass is in features that fire at three quarters "
     "of the sites, or of one kind of them, in most sequences",
@@ -94,3 +98,8 @@ def named(kind: str) -> str:
 def listed(names: list[str]) -> str:
     """Write names as a sentence lists them."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def models_of(summary: Summary) -> dict[str, Mapping[str, Any]]:
+    """Return the models in the order of the table of models."""
+    return dict(sorted(summary["models"].items(), key=lambda item: item[1]["number"]))

@@ -10,6 +10,7 @@ from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import page, sentences
 from moe_outliers.report.figures.captions import caption
 from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.report.words import models_of
 from moe_outliers.storage import files
 from moe_outliers.workflow import damage, paths
 from moe_outliers.workflow.sweep import Sweep
@@ -48,7 +49,7 @@ def write(sweep: Sweep, folder: Path) -> int:
 
 
 def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str]:
-    models = sentences.models_of(summary)
+    models = models_of(summary)
     noun = "model" if len(models) == 1 else "models"
     yield f"# Outlier features of {len(models)} Mixture-of-Experts {noun}\n"
     first, *more = sentences.answer(summary)
