@@ -111,8 +111,11 @@ def test_the_order_of_the_sequences_changes_no_number(model, tables):
 def test_permuting_features_permutes_the_features_and_changes_no_number(model, tables):
     data, tokens = model
     order = np.random.default_rng(2).permutation(SHAPE.width)
-    again = measure("m", data.isel(feature=order), tokens, CRITERIA, 0)
     place = np.argsort(order)
+    permuted = data.isel(feature=order)
+    named = data["position_feature"]
+    permuted["position_feature"] = (named.dims, place[named.values].astype("uint16"))
+    again = measure("m", permuted, tokens, CRITERIA, 0)
     mine, theirs = (t["features"].to_pandas() for t in (tables, again))
     theirs = theirs.iloc[place].reset_index(drop=True)
     for column in set(mine) - {"feature", "mass_rank"}:  # ties of rank go by number
@@ -232,3 +235,26 @@ def test_single_features_are_chosen_on_even_and_scored_on_odd_sequences(model, t
     order = tables["sequences"]["sequence"].to_pylist()
     assert set(single["sequence"]) == set(order[1::2])
     assert set(single["feature"]) == {5, 9, 20}
+
+
+def test_the_class_without_each_sequence_is_that_of_the_others(model, tables):
+    """One sequence left out of the file altogether: the same class, up to its own draws."""
+    data, tokens = model
+    rows = tables["cross_batch"].to_pandas().query("basis == 'z'").set_index("sequence")
+    for left in (0, 5):
+        rest = data.isel(sequence=[s for s in range(16) if s != left])
+        again = measure("m", rest, tokens, CRITERIA, 0)["sensitivity"].to_pandas()
+        alone = again[again["headline"] & (again["basis"] == "z")].iloc[0]
+        assert rows.loc[left, "model_class"] == alone["model_class"]
+
+
+def test_a_class_that_hangs_on_one_sequence_says_on_which():
+    """A feature at .75 of the sites in 8 of 9 sequences: without one of them nothing is sure."""
+    data, tokens = synthetic.planted(
+        [Plant(5, size=4.5)], Shape(sequences=9, blocks=4, width=96, positions=64)
+    )
+    data["z_count"][3, :, :, 5] = 0
+    found = measure("m", data, tokens, CRITERIA, 0)["cross_batch"].to_pandas()
+    classes = found[found["basis"] == "z"].set_index("sequence")["model_class"]
+    assert classes[3] == "systematic"
+    assert set(classes.drop(3)) == {"indeterminate"}

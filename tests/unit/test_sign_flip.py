@@ -79,3 +79,16 @@ def test_the_level_holds_for_heavy_tails(n):
     sets = 1500
     rejected = np.mean([_p(row) <= 0.05 for row in rng.standard_t(2.5, (sets, n))])
     assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / sets)
+
+
+@pytest.mark.parametrize("n", [6, 24])
+def test_several_means_have_the_p_that_each_has_alone(n):
+    rng = np.random.default_rng(n)
+    values = np.column_stack(
+        [rng.normal(0.4, 1, n), np.zeros(n), np.full(n, -2.0), rng.normal(0, 1, n)]
+    )
+    together = sign_flip.p_values(values, np.random.default_rng(1), 2000)
+    alone = [sign_flip.p_value(each, np.random.default_rng(1), 2000) for each in values.T]
+    assert together.tolist() == alone
+    assert together[1] == 1
+    assert together[2] == pytest.approx(2.0 ** (1 - n))

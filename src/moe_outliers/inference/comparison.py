@@ -55,9 +55,17 @@ DIFFERENCES = parquet.schema(
         pa.float64(),
         "smallest p_holm that so many texts and pairs can give: above .05 nothing can survive",
     ),
+    one_text_decides=(
+        pa.string(),
+        "a sequence without whose text the verdict of Holm's correction is another, with its "
+        "document; empty: none does",
+    ),
     degenerate=(pa.string(), "constant, one sequence, no values; empty for nothing"),
 )
 """One row a metric and pair of models."""
+
+LEFT_OUT_DRAWS = 9_999
+"""Choices of signs that are drawn where one text of more than 21 is left out."""
 
 CORRELATIONS = parquet.schema(
     property=(pa.string(), "column of the table of models, or bits_per_byte_common"),
@@ -126,7 +134,7 @@ def compare(
     }
     return {
         "intervals": pa.concat_tables(bits),
-        "differences": _differences(by_text, confidence, seed),
+        "differences": _differences(by_text, _documents(models), confidence, seed),
         "correlations": _correlations(models, by_text, seed),
     }
 
@@ -186,7 +194,12 @@ def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.Dat
 _PAIRED_BY = ("sequence", "text_sha256")
 
 
-def _differences(by_text: Mapping[str, pd.DataFrame], confidence: float, seed: int) -> pa.Table:
+def _differences(
+    by_text: Mapping[str, pd.DataFrame],
+    documents: Mapping[str, str],
+    confidence: float,
+    seed: int,
+) -> pa.Table:
     """Estimate the paired difference of every pair of models in every compared metric."""
     rows = []
     for metric, basis in COMPARED:
@@ -196,11 +209,17 @@ def _differences(by_text: Mapping[str, pd.DataFrame], confidence: float, seed: i
             | _difference(by_text[a][column], by_text[b][column], confidence, seed)
             for a, b in itertools.combinations(by_text, 2)
         ]
+        pairs = [
+            (by_text[row["model_a"]][column] - by_text[row["model_b"]][column]).dropna()
+            for row in family
+        ]
+        decides = _deciding_texts(pairs, documents, seed)
         p = np.array([row["p"] for row in family], dtype=float)
         made = int((~np.isnan(p)).sum())
-        for row, adjusted in zip(family, holm(p), strict=True):
+        for row, adjusted, text in zip(family, holm(p), decides, strict=True):
             least = min(1.0, made * sign_flip.least(row["n"]))
-            rows.append(row | {"p_holm": adjusted, "least_p_holm": least})
+            told = {"p_holm": adjusted, "least_p_holm": least, "one_text_decides": text}
+            rows.append(row | told)
     rows = [row | {"unit": METRICS[row["metric"]].unit} for row in rows]
     return parquet.of_rows(DIFFERENCES, rows, confidence=confidence)
 
@@ -226,6 +245,49 @@ def _difference(
         "n": len(paired),
         "degenerate": interval.degenerate[0] or None,
     }
+
+
+def _documents(models: Mapping[str, Measured]) -> dict[str, str]:
+    """Return the sequence and document of each text, by the digest of the text."""
+    return {
+        row["text_sha256"]: f"sequence {row['sequence']} ({row['document']})"
+        for measured in models.values()
+        for row in measured.sequences.to_pylist()
+    }
+
+
+def _deciding_texts(
+    family: "list[pd.Series[float]]", documents: Mapping[str, str], seed: int
+) -> list[str | None]:
+    """Name, for each pair of a family, a text without which its verdict is another.
+
+    Args:
+        family: differences of each pair, indexed by the digest of the text.
+        documents: of the texts.
+        seed: of the signs that are drawn.
+    """
+    everywhere = _survive(family, seed)
+    found: list[str | None] = [None] * len(family)
+    for text in sorted({str(text) for pair in family for text in pair.index}):
+        verdicts = _survive([pair.drop(text, errors="ignore") for pair in family], seed)
+        for place, (now, before) in enumerate(zip(verdicts, everywhere, strict=True)):
+            if now != before and text in family[place].index and found[place] is None:
+                found[place] = documents[text]
+    return found
+
+
+def _survive(family: "list[pd.Series[float]]", seed: int) -> list[bool]:
+    """Tell which pairs of a family survive Holm's correction."""
+    p = np.full(len(family), np.nan)
+    by_texts: dict[tuple[str, ...], list[int]] = {}
+    for place, pair in enumerate(family):
+        by_texts.setdefault(tuple(map(str, pair.index)), []).append(place)
+    for texts, places in by_texts.items():
+        rng = draws.generator(seed, "sign flips", list(texts))
+        values = np.stack([family[place].to_numpy(dtype=float) for place in places], axis=1)
+        p[places] = sign_flip.p_values(values, rng, LEFT_OUT_DRAWS)
+    survive: list[bool] = (holm(p) <= LEVEL).tolist()
+    return survive
 
 
 def _effect(both: pd.DataFrame, difference: float) -> float:

@@ -11,13 +11,16 @@ from moe_outliers.metrics.classes import (
     CLASSES,
     NO_CANDIDATE,
     OUT_OF_REACH,
+    SEQUENCES,
     SYSTEMATIC,
     FeatureClasses,
     at_threshold,
+    classify,
     mass,
     mass_by_class,
     model_class,
 )
+from moe_outliers.metrics.consistency import Shifts, period
 from moe_outliers.metrics.counts import HEADLINE, Basis, at_firing, pair_share
 from moe_outliers.metrics.model_statistics import ModelStatistics
 from moe_outliers.metrics.selection import CrossFit, Extents
@@ -165,6 +168,24 @@ def _classed(model: ModelStatistics, at: Thresholds, fires: Array) -> dict[str, 
         return row | {"model_class": OUT_OF_REACH}
     classes = model.classes[basis] if headline else model.classify(fires, SCREEN)
     return row | summarise(classes, at_firing(model.counts.at(basis, at.alpha), fires))
+
+
+def class_without(model: ModelStatistics, basis: Basis, place: int) -> str | None:
+    """Class the model from all sequences but one; None where these are too few, or out of reach."""
+    alpha, others = model.alpha(basis), np.arange(len(model.sequences)) != place
+    if others.sum() < SEQUENCES or not model.in_reach(basis, alpha):
+        return None
+    fires = model.firing[basis][others]
+    shifts = Shifts.draw(fires, period(model.counts.mixer), model.rng("left out"))
+    classes = classify(
+        fires,
+        layer_share=model.criteria.layer_share,
+        subsets=model.subsets,
+        shifts=shifts,
+        screen=SCREEN,
+    )
+    found: str = summarise(classes, model.outliers[basis][others])["model_class"]
+    return found
 
 
 def summarise(classes: FeatureClasses, counts: Array) -> dict[str, Any]:

@@ -38,6 +38,10 @@ CROSS_BATCH = parquet.schema(
     extent_share=(pa.float64(), "mean extent in this sequence of the others' candidates"),
     jaccard=(pa.float64(), "Jaccard index of the two sets; empty if both are empty"),
     spearman=(pa.float64(), "rank correlation of the extents over their union; empty below three"),
+    model_class=(
+        pa.string(),
+        "class of the model from all other sequences; empty where these are fewer than 8",
+    ),
 )
 """Cross-batch validation: one row a basis and sequence."""
 
@@ -151,6 +155,7 @@ def _cross_batch(model: ModelStatistics) -> pa.Table:
                     "n_dims": left.passing,
                     "extent_share": left.extent,
                     **vars(left.agreement),
+                    "model_class": by_threshold.class_without(model, basis, place),
                 }
             )
     return parquet.of_rows(CROSS_BATCH, rows, model=model.slug)

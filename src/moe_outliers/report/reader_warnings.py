@@ -51,12 +51,8 @@ def warnings(models: list[str], tables: Mapping[str, pa.Table]) -> pa.Table:
 def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
     """Return the warnings of one model by name; False where one does not apply."""
     row: Any = tables["models"].iloc[0]
-    ranges = tables["stable_ranges"].query("headline == 'model_class' and basis == 'z'")
-    along = ranges[ranges["along"] == "alpha"]
-    alone = along.loc[np.isclose(along["low"], along["high"]), "low"].tolist()
-    jaccard = tables["stability"].query("basis == 'z'")["jaccard"].mean()
-    values = tables["values"]
     decided = sorted(tables["intervals"]["metric"].unique())
+    values = tables["values"]
     lacking = sorted(values[values["note"] == NOT_RECORDED]["metric"].unique())
     return {
         "few_sequences": row["sequences"] < SEQUENCES
@@ -68,6 +64,24 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         "one_text_decides": len(decided) > 0
         and f"one sequence decides {len(decided)} of the headline's numbers "
         f"({', '.join(decided)}): look at the betting intervals, and at that text",
+        **_of_class(row, tables),
+        "gain": row["surrogate_n_dims"] > 0
+        and f"Gaussian activations behind this model's gains would give "
+        f"{row['surrogate_n_dims']} candidate{'s' if row['surrogate_n_dims'] > 1 else ''} by x",
+        "not_recorded": bool(lacking) and f"not in these statistics: {', '.join(lacking)}",
+    }
+
+
+def _of_class(row: Any, tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
+    """Return the warnings about the class of a model."""
+    ranges = tables["stable_ranges"].query("headline == 'model_class' and basis == 'z'")
+    along = ranges[ranges["along"] == "alpha"]
+    alone = along.loc[np.isclose(along["low"], along["high"]), "low"].tolist()
+    jaccard = tables["stability"].query("basis == 'z'")["jaccard"].mean()
+    return {
+        "one_text_decides_class": isinstance(row["one_text_decides"], str)
+        and f"the class hangs on single sequences; without them it would be: "
+        f"{row['one_text_decides']}",
         "indeterminate": row["model_class"] == INDETERMINATE
         and "the class depends on features whose own class is not resolved",
         "basis": row["class_x"] != row["model_class"]
@@ -78,9 +92,6 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         f"outliers.magnitude to at most {row['width'] ** 0.5 / 2:.3g} for z to class it",
         "at_threshold": row["at_threshold"]
         and "the extent of the best feature may or may not reach the least that makes a candidate",
-        "gain": row["surrogate_n_dims"] > 0
-        and f"Gaussian activations behind this model's gains would give "
-        f"{row['surrogate_n_dims']} candidate{'s' if row['surrogate_n_dims'] > 1 else ''} by x",
         "threshold": len(alone) > 0
         and row["candidates"] > 0
         and f"the class holds at {alone[0]:g} alone, not at the thresholds next to it",
@@ -88,5 +99,4 @@ def _warnings(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | bool]:
         and jaccard < STABLE_JACCARD
         and f"random halves of the sequences agree on the candidates by {jaccard:.2f} only "
         "(mean Jaccard index)",
-        "not_recorded": bool(lacking) and f"not in these statistics: {', '.join(lacking)}",
     }

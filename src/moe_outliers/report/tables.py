@@ -40,6 +40,10 @@ MODELS = parquet.schema(
         pa.bool_(),
         "the 95 % t interval of the largest mean extent by z holds layer_share",
     ),
+    one_text_decides=(
+        TEXT,
+        "the sequences without which the class is another, and that class; empty: none is",
+    ),
     class_x=(TEXT, "class by x, the rule of 2022; the gains' convention moves it"),
     class_y=(TEXT, "class by y; empty: not recorded"),
     class_energy=(TEXT, "class by z at the stored threshold nearest to 1/80 of a token's energy"),
@@ -172,6 +176,7 @@ def _models(
                 "tokens": tables["sequences"]["tokens"][0].as_py(),
                 "model_class": headline.loc["z", "model_class"],
                 "at_threshold": bool(headline.loc["z", "at_threshold"]),
+                "one_text_decides": _deciding(tables, headline.loc["z", "model_class"]),
                 "class_x": headline.loc["x", "model_class"],
                 "class_y": headline["model_class"].get("y"),
                 "class_energy": energy["model_class"],
@@ -184,6 +189,19 @@ def _models(
             }
         )
     return parquet.of_rows(MODELS, described)
+
+
+def _deciding(tables: Mapping[str, pa.Table], model_class: str) -> str | None:
+    """Name the sequences without which a model is of another class, and that class."""
+    documents = dict(
+        zip(*(tables["sequences"][n].to_pylist() for n in ("sequence", "document")), strict=True)
+    )
+    others = [
+        f"sequence {row['sequence']} ({documents[row['sequence']]}): {row['model_class']}"
+        for row in tables["cross_batch"].to_pylist()
+        if row["basis"] == "z" and row["model_class"] not in (None, model_class)
+    ]
+    return "; ".join(others) or None
 
 
 def _catalogue() -> pa.Table:
