@@ -248,6 +248,70 @@ def test_the_class_without_each_sequence_is_that_of_the_others(model, tables):
         assert rows.loc[left, "model_class"] == alone["model_class"]
 
 
+def _next_format(data):
+    """Add what a file of the next format has: sums of z that make feature 5 wide, 9 constant."""
+    t = float(data["positions"].values[0])
+    square = np.full(data["z_max"].shape, t)
+    square[:, :, [5, 9]] = 16 * t
+    total = np.zeros_like(square)
+    total[:, :, 9] = 4 * t
+    dims = ("sequence", "site", "feature")
+    added = {"z_sum": total, "z_square": square, "z_first": np.zeros_like(square)}
+    data = data.assign({name: (dims, values) for name, values in added.items()})
+    data = data.assign_coords(y_alpha=[4.0, 6.0])
+    y = data["z_count"].values[:, :, [1, 3]].copy()
+    y[..., 20] = 0  # what reads the sites does not feel this one
+    data["y_count"] = (("sequence", "site", "y_alpha", "feature"), y)
+    return data
+
+
+def test_what_the_next_format_has_is_told_and_changes_nothing_else(model, tables):
+    data, tokens = model
+    again = measure("m", _next_format(data), tokens, CRITERIA, 0)
+    one, other = (each["features"].to_pandas() for each in (tables, again))
+    new = ["class_y", "felt", "z_kind", "y_extent_share"]
+    assert one[new].isna().all().all()
+    pd.testing.assert_frame_equal(one.drop(columns=new), other.drop(columns=new))
+    assert other.loc[[5, 9], "z_kind"].tolist() == ["wide", "constant"]
+    assert other.loc[[5, 9, 20], "felt"].tolist() == [True, True, False]
+    assert other["class_y"].drop(20).equals(other["class"].drop(20))
+    cells = again["sensitivity"].to_pandas()
+    at = cells[cells["headline"]].set_index("basis")
+    assert set(at.index) == {"z", "x", "y"}
+    assert at.loc["z", "class_not_wide"] != at.loc["z", "model_class"] == "systematic"
+    assert at.loc["z", "surrogate_wide"] == 0  # all other features are of one size
+    old = tables["sensitivity"].to_pandas()
+    assert old["class_not_wide"].isna().all()
+    assert old["surrogate_wide"].isna().all()
+
+
+@pytest.mark.parametrize("factor", [0.125, 8])
+def test_scaling_the_gains_moves_x_alone(model, tables, factor):
+    """The same network, its gains scaled against what reads them: z and all that is by it stay."""
+    _, tokens = model
+    scaled = synthetic.planted(PLANTS, SHAPE, gain=1.4 * factor)[0]
+    assert np.array_equal(scaled["z_count"], model[0]["z_count"])
+    again = measure("m", scaled, tokens, CRITERIA, 0)
+    one, other = (each["features"].to_pandas() for each in (tables, again))
+    by_z = ["class", "systematic_in", "extent_share", "mass_share", "kappa", "sd_firing_share"]
+    pd.testing.assert_frame_equal(one[by_z], other[by_z])
+    before, after = (
+        each["sensitivity"].to_pandas().query("headline").set_index("basis")["model_class"]
+        for each in (tables, again)
+    )
+    assert before["z"] == after["z"] == "systematic"
+    assert before["x"] != after["x"]
+    of_z = [
+        each[~each["metric"].isin(OF_X)].reset_index(drop=True)
+        for each in (_intervals(t).to_pandas().query("basis == 'z'") for t in (tables, again))
+    ]
+    pd.testing.assert_frame_equal(*of_z)
+
+
+OF_X = ("magnitude", "feature_magnitude", "one_sided_share", "type_coverage_share")
+"""Numbers of features chosen by z that are of x."""
+
+
 def test_a_class_that_hangs_on_one_sequence_says_on_which():
     """A feature at .75 of the sites in 8 of 9 sequences: without one of them nothing is sure."""
     data, tokens = synthetic.planted(

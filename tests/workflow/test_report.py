@@ -85,6 +85,7 @@ def _outcome(kind, others, number):
            "low": 5, "high": 8, "tried_low": 3, "tried_high": 8}  # fmt: skip
     return {
         "number": "01", "model_class": kind, "class_x": "banded", "class_y": None,
+        "class_not_wide": "banded" if others == ("systematic",) else None,
         "candidates": some, "candidates_x": 3, "surrogate_n_dims": 0, "surrogate_wide": None,
         "at_threshold": kind == "no_outliers" and number == 1,
         "classes_of_features": counts,
@@ -111,6 +112,8 @@ def test_no_sentence_contradicts_another_or_the_summary(kind, others, number):
     said = sentences.how_sure("m", own)
     counts = own["classes_of_features"]
     assert f"m is called {words.named(kind)}" in said
+    narrow = own["class_not_wide"]
+    assert ("without wide features" in said) == (narrow not in (None, kind))
     if not own["candidates"]:
         assert "the same for" not in said  # nothing above, so that "the same" says nothing
         assert "outlier mass" not in said

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from moe_outliers.metrics import counts, magnitude, moments
-from moe_outliers.metrics.classes import NO_CANDIDATE, kind_of, mass
+from moe_outliers.metrics.classes import NO_CANDIDATE, mass
 from moe_outliers.metrics.consistency import consistency
 from moe_outliers.metrics.counts import HEADLINE, Band
 from moe_outliers.metrics.feature_tokens import FeatureTokens, seen_at
@@ -133,7 +133,9 @@ def describe(
         "class": classes.label,
         "systematic_in": np.where(classes.where == "", None, classes.where),  # type: ignore[call-overload]
         **_by_basis(model),
-        "z_kind": _kinds(model),
+        "z_kind": [None] * model.features
+        if model.kinds is None
+        else np.where(model.kinds == "", None, model.kinds),  # type: ignore[call-overload]
         "extent_block_share": counts.block_extent(fires).mean(axis=0),
         "sequences_above": classes.above,
         "sign_p": classes.sign_p,
@@ -205,22 +207,6 @@ def _by_basis(model: ModelStatistics) -> dict[str, Any]:
         "x_extent_share": model.extents["x"].whole.mean(axis=0),
         "y_extent_share": model.extents["y"].whole.mean(axis=0) if felt is not None else unknown,
     }
-
-
-def _kinds(model: ModelStatistics) -> Any:
-    """Return how each feature's z comes to be large; None where it is not known."""
-    if not model.has("z_sum", "z_square", "z_first"):
-        return [None] * model.features
-    first = model.statistics["z_first"].values.astype(float)
-    kind = kind_of(
-        model.statistics["z_sum"].values - first,
-        model.statistics["z_square"].values - first**2,
-        model.firing[HEADLINE],
-        model.counts.positions,
-        magnitude=model.alpha(HEADLINE),
-        position_share=model.criteria.position_share,
-    )
-    return np.where(kind == "", None, kind)  # type: ignore[call-overload]
 
 
 def _sizes(model: ModelStatistics, extremes: Extremes) -> dict[str, Array]:

@@ -1,6 +1,6 @@
 """The results at all thresholds: every alpha, and several shares of positions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from moe_outliers.metrics.classes import (
     OUT_OF_REACH,
     SEQUENCES,
     SYSTEMATIC,
+    WIDE,
     FeatureClasses,
     at_threshold,
     classify,
@@ -49,6 +50,10 @@ SCHEMA = parquet.schema(
         pa.string(),
         "class of the model; out_of_reach: alpha is above sqrt(width) / 2; empty where it is not "
         "computed: x and y beside the headline's share of positions",
+    ),
+    class_not_wide=(
+        pa.string(),
+        "of z in the headline, the class without the wide features; empty: not recorded",
     ),
     at_threshold=(pa.bool_(), "the 95 % t interval of the largest mean extent holds layer_share"),
     candidates=(pa.int32(), "candidates over all sequences"),
@@ -114,6 +119,8 @@ def sweep(values: Values, model: ModelStatistics) -> pa.Table:
                     | {"surrogate_wide": _expected_wide(model, at)}
                     | _selected(values, model, at, fires)
                     | _classed(model, at, fires)
+                    | {"class_not_wide": None}
+                    | _without_wide(model, at)
                     | {"energy": bool(basis == HEADLINE and alpha == energy)}
                 )
     return parquet.of_rows(SCHEMA, rows, model=model.slug)
@@ -168,6 +175,20 @@ def _classed(model: ModelStatistics, at: Thresholds, fires: Array) -> dict[str, 
         return row | {"model_class": OUT_OF_REACH}
     classes = model.classes[basis] if headline else model.classify(fires, SCREEN)
     return row | summarise(classes, at_firing(model.counts.at(basis, at.alpha), fires))
+
+
+def _without_wide(model: ModelStatistics, at: Thresholds) -> dict[str, Any]:
+    """Class the model without its wide features, in the headline's cell of z."""
+    own = at.position_share == model.criteria.position_share
+    if model.kinds is None or at.basis != HEADLINE or not own:
+        return {}
+    if not np.isclose(at.alpha, model.alpha(HEADLINE)) or not model.in_reach(HEADLINE, at.alpha):
+        return {}
+    kept = model.kinds != WIDE
+    found = model.classes[HEADLINE]
+    rest = replace(found, label=np.where(kept, found.label, NO_CANDIDATE))
+    counts = np.where(kept, model.outliers[HEADLINE], 0)
+    return {"class_not_wide": summarise(rest, counts)["model_class"]}
 
 
 def class_without(model: ModelStatistics, basis: Basis, place: int) -> str | None:

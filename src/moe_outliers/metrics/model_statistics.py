@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers.metrics.classes import FeatureClasses, classify, subsets_of
+from moe_outliers.metrics.classes import FeatureClasses, classify, kind_of, subsets_of
 from moe_outliers.metrics.consistency import Shifts, period
 from moe_outliers.metrics.counts import HEADLINE, Basis, Counts, at_firing, reach
 from moe_outliers.metrics.criteria import Criteria
@@ -165,6 +165,21 @@ class ModelStatistics:
             return None
         square = self.statistics["z_square"].values.mean(axis=1, dtype=float)
         return np.sqrt((square / self.counts.positions[:, None]).mean(axis=0))
+
+    @cached_property
+    def kinds(self) -> Array | None:
+        """(feature,), how each feature's z comes to be large; None: not recorded."""
+        if not self.has("z_sum", "z_square", "z_first"):
+            return None
+        first = self.statistics["z_first"].values.astype(float)
+        return kind_of(
+            self.statistics["z_sum"].values - first,
+            self.statistics["z_square"].values - first**2,
+            self.firing[HEADLINE],
+            self.counts.positions,
+            magnitude=self.alpha(HEADLINE),
+            position_share=self.criteria.position_share,
+        )
 
     @cached_property
     def label(self) -> Array:

@@ -109,6 +109,8 @@ def how_sure(model: str, summary: Mapping[str, Any]) -> str:
     """Say a model's class with the evidence for it: of all sequences, no held-out number."""
     label, shown = named(summary["model_class"]), evidence(summary)
     parts = [f"{model} is called {label}"]
+    if summary["class_not_wide"] not in (None, summary["model_class"]):
+        parts.append(f"without wide features it would be {named(summary['class_not_wide'])}")
     if summary["at_threshold"]:
         parts.append("it is at the threshold: its best feature may or may not be a candidate")
     if shown["mass"]:
