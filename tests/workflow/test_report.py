@@ -165,6 +165,18 @@ def test_every_figure_is_in_it_with_its_words_and_nothing_is_fetched(page):
     assert not [a for a in page.all("a") if not a["href"].startswith("#")]
 
 
+def test_words_are_defined_before_the_tables_that_lead_to_them(demo):
+    text = (demo.folder / "results/report.html").read_text()
+    page = _Page(text)
+    terms = {a["id"] for a in page.all("dt") if a.get("id", "").startswith("term-")}
+    used = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#term-")}
+    assert used <= terms
+    assert len(used) >= 9
+    assert text.index('id="glossary"') < text.index("<table")
+    for term in ("alpha", "mass", "extent", "site", "feature", "basis"):
+        assert f"term-{term}" in terms
+
+
 def test_it_can_be_walked_by_keyboard_and_heard(page):
     targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"].removeprefix("#") for attributes in page.all("a")]

@@ -60,18 +60,39 @@ PROPERTIES = {
 """Properties of models that numbers are correlated with: columns of their table, bits per byte."""
 
 
-def rule(criteria: Criteria) -> str:
-    """Say what makes an outlier feature, with the thresholds that are set."""
-    return (
-        "A feature is a dimension of the residual stream, a site is a norm's output: what enters a "
-        "block's token mixer (attn_in) or its MLP (mlp_in). z is the norm's own value in root mean "
-        "squares of the token, x is z behind the norm's gain, y is z as the readers of the site "
-        f"weigh it. A feature fires at a site of a sequence where abs(z) is {criteria.at('z'):g} "
-        f"or more at {criteria.position_share:.0%} of its positions; its extent is the share of "
-        f"the sites that fire. It is a candidate with a mean extent of {criteria.layer_share:g}, "
-        "or of .75 over one kind of site. The outlier mass of a feature is its share of the values "
-        "at or above the threshold, at its firing sites."
-    )
+def glossary(criteria: Criteria) -> dict[str, str]:
+    """Define what the report speaks of, in the order in which a reader needs it, by term.
+
+    Args:
+        criteria: with the thresholds that are set.
+    """
+    z, share = criteria.at("z"), f"{criteria.position_share:.0%}"
+    return {
+        "feature": "A dimension of the residual stream, by its number.",
+        "site": "A norm's output: what enters a block's token mixer (attn_in) or its MLP (mlp_in).",
+        "basis": "Whose size is asked for. z: the norm's own value, in root mean squares of the "
+        "token; no rescaling of gains moves it. x: z behind the norm's gain, the rule of 2022; a "
+        "gain and the weights behind it can be scaled against each other. y: z as what reads the "
+        "site weighs it.",
+        "alpha": f"The threshold of the abs value: {z:g} by z, {criteria.at('x'):g} by x.",
+        "extent": "The share of the sites that fire. A feature fires at a site of a sequence where "
+        f"its abs value is alpha or more at {share} of the positions.",
+        "candidate": f"A feature with a mean extent of {criteria.layer_share:g} over all sites, or "
+        "of three quarters over one kind of site.",
+        "mass": "The outlier mass of a feature: its share of the values at alpha or more, at the "
+        "sites where it fires.",
+        "class": "What is known of where a candidate fires; that of a model is where its mass is. "
+        "Systematic: at three quarters of the sites, or of one kind of site, in most sequences. "
+        "Banded: at much the same sites from sequence to sequence. Probabilistic: no agreement "
+        "beyond chance was found. Indeterminate, shift invariant: these sequences do not tell.",
+        "kind": "How z comes to be large: constant (it hardly varies), wide (a large but ordinary "
+        "Gaussian) or spiky (neither).",
+        "relation": "In this checkpoint's parametrisation: both (a candidate by z and by x), "
+        "absorbed (by z alone, the gain hides it), gain made (by x alone).",
+        "consistency": "How alike the firing sites of two sequences are: the mean Jaccard index.",
+        "tokens": "How frequent the tokens are that hold half of a feature's positions: near 0 it "
+        "looks for certain tokens, near a half it does not look.",
+    }
 
 
 def features_said(number: int) -> str:
