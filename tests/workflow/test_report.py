@@ -90,7 +90,7 @@ def _outcome(kind, others, number):
         "at_threshold": kind == "no_outliers" and number == 1,
         "classes_of_features": counts,
         "systematic_in": {"all": counts["systematic"]} if number < 3 else {"mlp_in": number},
-        "systematic_kinds": {"spiky": counts["systematic"]},
+        "systematic_kinds": {"constant" if number == 2 else "spiky": counts["systematic"]},
         "relations": {"both": some, "absorbed": 0, "gain_made": 3},
         "class_energy": kind, "energy_alpha": 6.0, "sequences": 16, "documents": 16, "tokens": 512,
         "mass_shares": {name: share for name, n in counts.items() if n},
@@ -125,6 +125,8 @@ def test_no_sentence_contradicts_another_or_the_summary(kind, others, number):
     assert ("no threshold that was tried" in said) == (
         own["nearest_change"] is None and kind != "out_of_reach"
     )
+    constant = number == 2 and counts["systematic"] > 0
+    assert ("effect not measured" in sentences.by_class(own)) == constant
     for name, many in counts.items():
         assert (f"{many} {words.named(name)}" in sentences.by_class(own)) == (many > 0)
     told = list(sentences.otherwise({"models": {"m": own}}))

@@ -149,7 +149,10 @@ def by_class(summary: Mapping[str, Any]) -> str:
             continue
         said = f"{number:.0f} {named(name)}"
         if name == "systematic":
-            kinds = [f"{n} {kind}" for kind, n in summary["systematic_kinds"].items()]
+            kinds = [
+                f"{n} {kind}" + ", effect not measured" * (kind == "constant")
+                for kind, n in summary["systematic_kinds"].items()
+            ]
             some = [
                 f"{n} in {where.replace(',', ' and ')} alone"
                 for where, n in summary["systematic_in"].items()
