@@ -145,6 +145,10 @@ def test_no_sentence_contradicts_another_or_the_summary(kind, others, number):
         (["systematic"], "a is systematic."),
         (["banded"], "a is not systematic."),
         (["banded", "unclassified"], "None of 2 models is systematic. It cannot be told for b."),
+        (
+            ["indeterminate", "out_of_reach"],
+            "It cannot be told for any of 2 models whether it is systematic.",
+        ),
         (["indeterminate"], "a: it cannot be told whether it is systematic."),
     ],
 )

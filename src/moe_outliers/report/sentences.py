@@ -37,6 +37,8 @@ def headline(summary: Summary) -> str:
         if unknown:
             return f"{model}: it cannot be told whether it is systematic."
         return f"{model} is {'' if names else 'not '}systematic."
+    if len(unknown) == len(models):
+        return f"It cannot be told for any of {len(models)} models whether it is systematic."
     if names:
         verb = "is" if len(names) == 1 else "are"
         said = f"{len(names)} of {len(models)} models {verb} systematic: {listed(names)}."
