@@ -186,7 +186,7 @@ def test_fewer_than_eight_sequences_leave_candidates_without_a_class():
 
 def test_too_few_blocks_for_the_test_leave_a_feature_indeterminate():
     fires = np.zeros((8, 2, 1), dtype=bool)
-    fires[:, 0] = True
+    fires[:5, 0], fires[5:, 1] = True, True  # one of two sites, not always the same
     shifts = Shifts.draw(fires, 1, np.random.default_rng(0), 99)
     found = classify(fires, layer_share=0.25, subsets={}, shifts=shifts)
     assert found.label[0] == "indeterminate"
