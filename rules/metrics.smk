@@ -11,6 +11,7 @@ rule metrics:
         values="results/metrics/{model}.parquet",
         sequences="results/metrics/{model}.sequences.parquet",
         features="results/metrics/{model}.features.parquet",
+        feature_tokens="results/metrics/{model}.feature_tokens.parquet",
         profile="results/metrics/{model}.profile.parquet",
         blocks="results/metrics/{model}.blocks.parquet",
         experts="results/metrics/{model}.experts.parquet",

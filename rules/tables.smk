@@ -6,6 +6,7 @@ tables = [
     "values",
     "sequences",
     "features",
+    "feature_tokens",
     "profile",
     "blocks",
     "experts",
@@ -39,6 +40,7 @@ rule tables:
             table=[
                 "sequences",
                 "features",
+                "feature_tokens",
                 "profile",
                 "blocks",
                 "experts",
@@ -74,6 +76,8 @@ rule tables:
         rows=list(rows.values()),
         criteria=config["outliers"],
         seed=config["seed"],
+        data={key: data[key] for key in ["source", "path", "subset", "revision", "bos"]},
+        extract={key: config["extract"][key] for key in ["dtype", "alphas"]},
         version=versions.TABLES,
     script:
         "../scripts/tables.py"

@@ -36,7 +36,9 @@ def main(job: Any) -> None:
     for path in map(Path, job.output.csv):
         with files.replacing(path) as part:
             pyarrow.csv.write_csv(found[path.stem], part)
-    told = summary.summarise(found, dict(job.params.criteria), job.params.seed)
+    params = job.params
+    measured = {"data": dict(params.data), "extract": dict(params.extract)}
+    told = summary.summarise(found, dict(params.criteria), params.seed, measured)
     files.write_json(job.output.summary, told)
     logging.info("%d tables of %d models", len(found), len(models))
 

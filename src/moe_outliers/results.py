@@ -157,14 +157,14 @@ def measure_model(
     return {name: table.to_pandas() for name, table in tables.items()}
 
 
-def firing(statistics: xr.Dataset, criteria: Criteria, basis: Basis = "fires") -> xr.DataArray:
+def firing(statistics: xr.Dataset, criteria: Criteria, basis: Basis = "z") -> xr.DataArray:
     """Say at which sites of each sequence a feature fires: at enough positions.
 
     Args:
-        statistics: with x_count, z_count and positions.
+        statistics: with positions, and z_count, x_count or y_count.
         criteria: what counts as an outlier feature.
-        basis: x counts positions with abs(x) >= magnitude, z those with abs(z) >= magnitude;
-            `fires` asks for x at the magnitude and for z at 3.
+        basis: whose size must reach the magnitude: z, the norm's own value; x, its output; y, what
+            the readers feel.
 
     Returns:
         (sequence, site, feature), bool. Its mean over `site` is the extent of each feature.
@@ -172,7 +172,8 @@ def firing(statistics: xr.Dataset, criteria: Criteria, basis: Basis = "fires") -
     Raises:
         ValueError: if the statistics have no counts at the magnitude.
     """
-    found = Counts.of(statistics).firing(basis, criteria.magnitude, criteria.position_share)
+    magnitude = criteria.at(basis)
+    found = Counts.of(statistics).firing(basis, magnitude, criteria.position_share)
     names = ("sequence", "site_block", "site_kind", "site_mixer")
     coordinates = {name: statistics.coords[name].variable for name in names}
     return xr.DataArray(found, coordinates, ("sequence", "site", "feature"), name=basis)

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from support.slice import ROOT
 
+from moe_outliers.report import sentences
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.storage import parquet, statistics_file
 from moe_outliers.workflow import settings
 
 MODELS = settings.read_table(ROOT / "config/demo.tsv", ROOT / "config/schemas")
-MAGNITUDE, OWN, SHARE, SYSTEMATIC = 6, 3, 0.06, 0.75
+MAGNITUDE, SHARE, SYSTEMATIC = 6, 0.06, 0.75
 
 
 def truth_of(demo, model):
@@ -21,57 +22,77 @@ def truth_of(demo, model):
 
 @pytest.fixture(scope="module")
 def fires(demo):
-    """By model: (sequence, site, feature), by x and z, by x alone."""
+    """By model and basis: (sequence, site, feature)."""
     found = {}
     for model in MODELS:
         paths = sorted((demo.folder / "results/extract" / model).glob("*.nc"))
         data = statistics_file.read_all(paths)
         least = SHARE * data.sizes["position"]
-        x = data.x_count.sel(alpha=MAGNITUDE).values >= least
-        z = data.z_count.sel(alpha=OWN).values >= least
-        found[model] = (x & z, x)
+        found[model] = {
+            basis: data[f"{basis}_count"].sel(alpha=MAGNITUDE).values >= least for basis in "zx"
+        }
     return found
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_planted_systematic_features_and_no_others_fire_everywhere(demo, fires, model):
-    extent = fires[model][0].mean(1)
-    assert (
-        list(np.flatnonzero((extent >= SYSTEMATIC).all(0))) == truth_of(demo, model)["systematic"]
-    )
-    systematic = truth_of(demo, model)["systematic"]
-    assert not (np.delete(extent, systematic, axis=1) >= SYSTEMATIC).any()
+def constants_of(truth):
+    """Features with one large value at every position: planted systematic, or held to a band."""
+    written = [truth["super_expert"][2]] if truth["super_expert"] else []
+    return sorted({*truth["systematic"], *map(int, truth["banded"])} - set(written))
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_planted_banded_features_fire_at_their_sites_in_every_sequence(demo, fires, model):
+def test_what_is_large_in_the_residual_stream_fires_by_z_whatever_its_gains(demo, fires, model):
+    """A gain of .1 holds a constant to a band by x; the constant itself is at every site."""
+    extent = fires[model]["z"].mean(1)
+    everywhere = np.flatnonzero((extent >= SYSTEMATIC).all(0))
+    assert everywhere.tolist() == constants_of(truth_of(demo, model))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gains_hold_features_to_the_planted_bands_by_x(demo, fires, model):
     for feature, sites in truth_of(demo, model)["banded"].items():
-        for sequence in fires[model][0][:, :, int(feature)]:
+        for sequence in fires[model]["x"][:, :, int(feature)]:
             assert list(np.flatnonzero(sequence)) == sites
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_gain_only_features_pass_on_x_and_fail_on_z(demo, fires, model):
-    both, x = (each.mean(1).mean(0) for each in fires[model])
-    explained = np.flatnonzero((x >= 0.25) & (both < 0.25))
-    assert list(explained) == truth_of(demo, model)["gain_only"]
+def test_the_gain_only_features_pass_by_x_and_not_by_z(demo, fires, model):
+    z, x = (fires[model][basis].mean(1).mean(0) for basis in "zx")
+    made = np.flatnonzero((x >= 0.25) & (z < 0.25))
+    assert list(made) == truth_of(demo, model)["gain_only"]
 
 
-def test_the_tables_name_the_planted_classes(demo):
+def test_the_tables_name_the_planted_classes_by_each_basis(demo):
     features = parquet.read(demo.folder / "results/tables/features.parquet").to_pandas()
     for model in MODELS:
-        truth = truth_of(demo, model)
-        expected = dict.fromkeys(truth["systematic"], "systematic")
-        expected |= dict.fromkeys(map(int, truth["banded"]), "banded")
-        expected |= dict.fromkeys(truth["gain_only"], "gain_explained")
-        rows = features[(features["model"] == model) & (features["class"] != "none")]
-        assert dict(zip(rows["feature"], rows["class"], strict=True)) == expected
+        truth, rows = truth_of(demo, model), features[features["model"] == model]
+        rows = rows.set_index("feature")
+        banded = {int(feature): "banded" for feature in truth["banded"]}
+        by_x = banded | dict.fromkeys(truth["systematic"], "systematic")
+        by_z = banded | dict.fromkeys(constants_of(truth), "systematic")
+        candidates = rows.loc[rows["class"] != "none", "class"]
+        assert candidates.to_dict() == by_z
+        made = truth["gain_only"]
+        assert rows.loc[rows["class_x"] != "none", "class_x"].drop(made).to_dict() == by_x
+        assert set(rows.loc[made, "relation"]) <= {"gain_made"}
+        assert set(rows.loc[list(by_z), "relation"]) <= {"both"}
 
 
-def test_the_planted_super_expert_is_named_with_its_feature(demo):
+def test_the_report_names_the_models_that_x_puts_in_another_class(demo):
+    told = json.loads((demo.folder / "results/tables/summary.json").read_text())
+    others = {m for m, own in told["models"].items() if own["class_x"] != own["model_class"]}
+    assert others == {"mini-qwen3", "mini-mixtral", "mini-qwen3-next", "mini-glm"}
+    page = (demo.folder / "results/report.html").read_text()
+    (said,) = sentences.otherwise(told)
+    assert said.partition(":")[2].strip() in page
+    assert all(model in said for model in others)
+
+
+def test_the_planted_expert_is_the_writer_and_no_other_model_has_one(demo):
     experts = parquet.read(demo.folder / "results/tables/experts.parquet").to_pandas()
     block, expert, feature = truth_of(demo, "mini-olmoe")["super_expert"]
-    rows = experts[(experts["model"] == "mini-olmoe") & experts["super_expert"]]
+    rows = experts[experts["writer"]]
+    assert set(rows["model"]) == {"mini-olmoe"}
     assert [tuple(row) for row in rows[["block", "expert", "largest_feature"]].to_numpy()] == [
         (block, expert, feature)
     ]

@@ -99,7 +99,7 @@ def test_a_threshold_is_drawn_and_told_as_the_settings_have_it(tables):
                 if list(line.get_ydata()) == [0, 1]
             ]
             drawn[name] = set(upright)
-    assert drawn == {"consistency": {0.4, 0.75}, "thresholds": {8, 3}}
+    assert drawn == {"consistency": {0.4, 0.75}, "thresholds": {8}}
     assert "a candidate (.4) and of a systematic feature (.75)" in caption("consistency", other)
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from moe_outliers.inference import comparison
-from moe_outliers.report import sentences
+from moe_outliers.report import sentences, words
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.report.page import TEMPLATE, costs, render
 
@@ -72,6 +72,70 @@ def test_the_page_opens_with_the_answer(page, summary):
         assert sentences.cross_batch(found) in page.words
 
 
+def _outcome(kind, others, number):
+    """What summary.json says of a model, as the rules that make it allow."""
+    counts = {"systematic": 0, "banded": 0, "probabilistic": 0, "indeterminate": 0}
+    for each in [] if kind in ("no_outliers", "out_of_reach") else [kind, *others]:
+        counts[each if each in counts else "banded"] += number
+    if kind == "mixed":
+        counts["probabilistic"] += number
+    some = sum(counts.values())
+    share = {"estimate": 0.6, "low": 0.5, "high": 0.7}
+    row = {"headline": "model_class", "along": "alpha", "basis": "z", "at": 6,
+           "low": 5, "high": 8, "tried_low": 3, "tried_high": 8}  # fmt: skip
+    return {
+        "number": "01", "model_class": kind, "class_x": "banded", "class_y": None,
+        "class_not_wide": "banded" if others == ("systematic",) else None,
+        "candidates": some, "candidates_x": 3, "surrogate_n_dims": 0, "surrogate_wide": None,
+        "at_threshold": kind == "no_outliers" and number == 1,
+        "classes_of_features": counts,
+        "systematic_in": {"all": counts["systematic"]} if number < 3 else {"mlp_in": number},
+        "systematic_kinds": {"constant" if number == 2 else "spiky": counts["systematic"]},
+        "relations": {"both": some, "absorbed": 0, "gain_made": 3},
+        "class_energy": kind, "energy_alpha": 6.0, "sequences": 16, "documents": 16, "tokens": 512,
+        "mass_shares": {name: share for name, n in counts.items() if n},
+        "numbers": {"extent_site_share": {"z": share}}, "stable_ranges": [row],
+        "nearest_change": None if number == 2 else {"alpha": 5.0, "model_class": "mixed"},
+    }  # fmt: skip
+
+
+KINDS = ("systematic", "banded", "probabilistic", "mixed", "indeterminate", "no_outliers",
+         "out_of_reach")  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("others", [(), ("systematic",), ("banded", "probabilistic")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sentence_contradicts_another_or_the_summary(kind, others, number):
+    """Over synthetic outcomes: what is said of a model follows from its row, and only that."""
+    own = _outcome(kind, others, number)
+    said = sentences.how_sure("m", own)
+    counts = own["classes_of_features"]
+    assert f"m is called {words.named(kind)}" in said
+    narrow = own["class_not_wide"]
+    assert ("without wide features" in said) == (narrow not in (None, kind))
+    if not own["candidates"]:
+        assert "the same for" not in said  # nothing above, so that "the same" says nothing
+        assert "outlier mass" not in said
+        assert sentences.by_class(own) == "none"
+        assert sentences.evidence(own)["extent"] is None
+    if counts["systematic"] and kind != "systematic":
+        assert "systematic" in said.partition(";")[2]  # a class never hides what is systematic
+    assert ("at 5 it would be mixed" in said) == (own["nearest_change"] is not None)
+    assert ("no threshold that was tried" in said) == (
+        own["nearest_change"] is None and kind != "out_of_reach"
+    )
+    constant = number == 2 and counts["systematic"] > 0
+    assert ("effect not measured" in sentences.by_class(own)) == constant
+    for name, many in counts.items():
+        assert (f"{many} {words.named(name)}" in sentences.by_class(own)) == (many > 0)
+    told = list(sentences.otherwise({"models": {"m": own}}))
+    assert bool(told) == (own["class_x"] != kind)
+    top = sentences.headline({"models": {"m": own}})
+    assert ("not systematic" in top) == (kind in ("banded", "probabilistic", "mixed",
+                                                  "no_outliers"))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
@@ -81,6 +145,10 @@ def test_the_page_opens_with_the_answer(page, summary):
         (["systematic"], "a is systematic."),
         (["banded"], "a is not systematic."),
         (["banded", "unclassified"], "None of 2 models is systematic. It cannot be told for b."),
+        (
+            ["indeterminate", "out_of_reach"],
+            "It cannot be told for any of 2 models whether it is systematic.",
+        ),
         (["indeterminate"], "a: it cannot be told whether it is systematic."),
     ],
 )
@@ -101,6 +169,18 @@ def test_every_figure_is_in_it_with_its_words_and_nothing_is_fetched(page):
     assert not page.all("script")
     assert not page.all("link")
     assert not [a for a in page.all("a") if not a["href"].startswith("#")]
+
+
+def test_words_are_defined_before_the_tables_that_lead_to_them(demo):
+    text = (demo.folder / "results/report.html").read_text()
+    page = _Page(text)
+    terms = {a["id"] for a in page.all("dt") if a.get("id", "").startswith("term-")}
+    used = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#term-")}
+    assert used <= terms
+    assert len(used) >= 9
+    assert text.index('id="glossary"') < text.index("<table")
+    for term in ("alpha", "mass", "extent", "site", "feature", "basis"):
+        assert f"term-{term}" in terms
 
 
 def test_it_can_be_walked_by_keyboard_and_heard(page):
@@ -135,9 +215,22 @@ def test_every_model_has_a_section_with_its_class_and_numbers(page, summary):
 def test_the_level_of_the_intervals_is_that_of_the_settings(demo, summary):
     assert summary["settings"]["confidence"] == 0.95
     settings = summary["settings"] | {"confidence": 0.9}
-    text = render(summary | {"settings": settings}, demo.folder / "results/plots", [])
-    assert "intervals are of 90 % confidence" in text
+    told = summary | {"settings": settings}
+    text = render(told, demo.folder / "results/plots", [])
+    assert (
+        "would be of 90 % confidence for independent texts; these are parts of 1 document" in text
+    )
     assert "95 %" not in _Page(text).words
+    apart = {name: own | {"documents": 16} for name, own in summary["models"].items()}
+    text = render(told | {"models": apart}, demo.folder / "results/plots", [])
+    assert "Intervals are of 90 % confidence, over sequences of independent texts." in text
+
+
+def test_the_worst_coverage_stands_beside_the_level(page, summary):
+    rows = [row for row in summary["validation"]["coverage"] if row["used"] and row["n"] == 16]
+    for dependent, whose in ((False, "independent"), (True, "dependent")):
+        worst = min(row["coverage_share"] for row in rows if row["dependent"] == dependent)
+        assert f"{worst:.0%} of the time on {whose} texts" in page.words
 
 
 def test_every_correlation_that_survives_is_told_in_words(demo, summary):
@@ -146,7 +239,7 @@ def test_every_correlation_that_survives_is_told_in_words(demo, summary):
         for name in (*comparison.PROPERTIES, "bits_per_byte_common")
     ]
     text = render(summary | {"correlations": kept}, demo.folder / "results/plots", [])
-    for said in sentences.PROPERTIES.values():
+    for said in words.PROPERTIES.values():
         assert f"goes with {said}: rank correlation -0.90 over 7 models." in _Page(text).words
     assert "No number goes with" not in text
 
@@ -234,23 +327,25 @@ def test_the_first_table_in_the_browser_says_what_the_summary_says(demo, summary
     assert [row[0] for row in rows] == sorted(
         summary["models"], key=lambda model: summary["models"][model]["number"]
     )
-    for model, kind, features, mass, extent, stable in rows:
+    for model, kind, by_x, by_y, features, mass, extent, stable in rows:
         found = summary["models"][model]
         name = found["model_class"]
         assert kind[1:] == name.replace("_", " ")
-        assert int(features) == found["classes_of_features"][name]
+        assert by_x == found["class_x"].replace("_", " ")
+        assert by_y == "not recorded"
+        assert features == sentences.by_class(found)
+        if name not in found["mass_shares"]:
+            assert [mass, extent, stable] == ["\N{EN DASH}"] * 3
+            continue
         assert mass.partition(" ")[0] == f"{found['mass_shares'][name]['estimate']:.0%}"
-        number = found["numbers"]["extent_site_share"]["fires"]
+        number = found["numbers"]["extent_site_share"]["z"]
         ends = [number[each] for each in ("estimate", "low", "high")]
-        if number["estimate"] is None:
-            assert extent == "\N{EN DASH}"
-        else:
-            told = [float(each) for each in re.findall(r"[\d.]+", extent)]
-            assert told == pytest.approx(ends, abs=6e-4)
+        told = [float(each) for each in re.findall(r"[\d.]+", extent)]
+        assert told == pytest.approx(ends, abs=6e-4)
         (row,) = [
             row
             for row in found["stable_ranges"]
-            if (row["headline"], row["along"], row["basis"]) == ("model_class", "alpha", "fires")
+            if (row["headline"], row["along"], row["basis"]) == ("model_class", "alpha", "z")
         ]
         assert [float(each) for each in stable.split(" to ")] == [row["low"], row["high"]]
 

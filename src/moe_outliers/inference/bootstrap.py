@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import KEYS, METRICS
-from moe_outliers.stats import Array, draws, intervals
+from moe_outliers.stats import Array, betting, draws, intervals
 from moe_outliers.storage import parquet
 
 SCHEMA = parquet.schema(
@@ -20,6 +20,16 @@ SCHEMA = parquet.schema(
     estimate=(pa.float64(), "mean over sequences; for method `none` without n, the value itself"),
     low=(pa.float64(), "lower end of the interval; empty where there is none"),
     high=(pa.float64(), "upper end of the interval; empty where there is none"),
+    sure_low=(
+        pa.float64(),
+        "lower end of the betting interval, valid for independent texts at every n; of shares",
+    ),
+    sure_high=(pa.float64(), "its upper end"),
+    one_text_decides=(
+        pa.string(),
+        "the sequence without which the estimate moves by more than a third of the interval's "
+        "half width, with its document; empty: none does",
+    ),
     unit=(pa.string(), "unit of estimate, low and high; share: in [0, 1]"),
     method=(pa.string(), "expanded BCa, edge, or none; for perplexity: of nll, exp of its ends"),
     n=(pa.int32(), "sequences with a value; empty for a quantity of the model as a whole"),
@@ -28,8 +38,8 @@ SCHEMA = parquet.schema(
     confidence=(pa.float64(), "nominal level of the interval"),
     degenerate=(
         pa.string(),
-        "what is special: constant, one sequence, no values, no candidates, not recorded, "
-        "`not a mean over sequences`; empty for nothing",
+        "what is special: constant, two values (exact quantiles), one sequence, no values, no "
+        "candidates, not recorded, `not a mean over sequences`; empty for nothing",
     ),
 )
 """One row a metric and combination of keys."""
@@ -56,7 +66,8 @@ def bootstrap(
 
     Args:
         values: of metrics.values.SCHEMA.
-        sequences: of metrics.model_statistics.SEQUENCE_SCHEMA, in the order of ids_sha256.
+        sequences: of metrics.model_statistics.SEQUENCE_SCHEMA, in the order of ids_sha256. The
+            bets take them in orders that are keyed by the digests of the texts.
         criteria: of the headline.
         resamples: how often the sequences are drawn.
         confidence: nominal level, in (0, 1).
@@ -113,9 +124,9 @@ def _estimate(
     """Estimate each column of (sequence, quantity) from the sequences that have a value."""
     ids = np.array(sequences["ids_sha256"].to_pylist())
     share = np.array([METRICS[metric].unit == "share" for metric in rows["metric"]], dtype=bool)
-    columns: dict[str, Array] = {
-        name: np.full(len(rows), np.nan) for name in ("estimate", "low", "high", "resamples")
-    }
+    names = ("estimate", "low", "high", "sure_low", "sure_high", "resamples")
+    columns: dict[str, Array] = {name: np.full(len(rows), np.nan) for name in names}
+    decides = np.full(len(rows), None, dtype=object)
     method = np.full(len(rows), intervals.NONE, dtype=object)
     degenerate = np.full(len(rows), NO_VALUES, dtype=object)
     there = ~np.isnan(matrix)
@@ -124,19 +135,41 @@ def _estimate(
         if not present.any():
             continue
         chosen = np.flatnonzero(which == number)
+        own, n = matrix[np.ix_(present, chosen)], int(present.sum())
         rng = draws.generator(seed, "bootstrap", ids[present].tolist())
-        drawn = intervals.resample(rng, int(present.sum()), resamples)
-        part = intervals.of_means(
-            matrix[np.ix_(present, chosen)], drawn, share[chosen], confidence=confidence
+        drawn = intervals.resample(rng, n, resamples)
+        part = intervals.of_means(own, drawn, share[chosen], confidence=confidence)
+        decides[chosen] = _named(intervals.deciding(own, part), sequences.filter(present))
+        bounded = chosen[share[chosen]]
+        text = np.array(sequences["text_sha256"].to_pylist())[present]
+        order = betting.orders(draws.generator(seed, "bets", text.tolist()), n)
+        columns["sure_low"][bounded], columns["sure_high"][bounded] = betting.of_means(
+            own[np.argsort(text, kind="stable")][:, share[chosen]], order, confidence=confidence
         )
         for name in ("estimate", "low", "high"):
             columns[name][chosen] = getattr(part, name)
         method[chosen], degenerate[chosen] = part.method, part.degenerate
-        columns["resamples"][chosen] = np.where(
-            part.method == intervals.EXPANDED_BCA, resamples, np.nan
+        resampled = (part.method == intervals.EXPANDED_BCA) & (
+            part.degenerate != intervals.TWO_VALUES
         )
+        columns["resamples"][chosen] = np.where(resampled, resamples, np.nan)
     special = np.where(degenerate == "", None, degenerate)  # type: ignore[call-overload]
-    return rows.assign(**columns, method=method, degenerate=special, n=there.sum(axis=0))
+    return rows.assign(
+        **columns,
+        method=method,
+        degenerate=special,
+        one_text_decides=decides,
+        n=there.sum(axis=0),
+    )
+
+
+def _named(places: Array, sequences: pa.Table) -> list[str | None]:
+    """Name sequences by their index and document; None for place -1."""
+    names = [
+        f"sequence {row['sequence']} ({row['document']})"
+        for row in sequences.select(["sequence", "document"]).to_pylist()
+    ]
+    return [None if place < 0 else names[place] for place in places]
 
 
 def _perplexity(estimated: pd.DataFrame) -> pd.DataFrame:
@@ -147,8 +180,8 @@ def _perplexity(estimated: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame, criteria: Criteria) -> Array:
-    """Tell which rows have the headline's thresholds: x at the magnitude, z at 3."""
-    wanted = np.where(table["basis"] == "z", Z_MAGNITUDE, criteria.magnitude)
+    """Tell which rows have the headline's thresholds, or need none."""
+    wanted = table["basis"].map({basis: criteria.at(basis) for basis in BASES}).astype(float)
     alpha = table["alpha"].isna() | np.isclose(table["alpha"].astype(float), wanted)
     share = table["position_share"].isna() | (table["position_share"] == criteria.position_share)
     return (alpha & share).to_numpy()

@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import language
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values, of_whole_model
-from moe_outliers.stats import Array, correlation, draws, intervals
-from moe_outliers.stats.multiplicity import holm
+from moe_outliers.stats import Array, correlation, draws, intervals, sign_flip
+from moe_outliers.stats.multiplicity import LEVEL, holm
 from moe_outliers.storage import parquet
 
 COMPARED = (
-    ("extent_site_share", "fires"), ("extent_site_share", "x"), ("extent_block_share", "fires"),
-    ("extent_mass_share", "fires"), ("sd_pair_share", "fires"), ("sd_firing_share", "fires"),
-    ("n_dims_sequence", "fires"), ("n_dims_alone", "fires"), ("magnitude", "fires"),
-    ("k90", "x"), ("gain_free_share", "x"), ("excess_kurtosis", None), ("int8_gain_db", None),
-    ("load_entropy_share", None), ("bits_per_byte_common", None),
+    ("extent_site_share", "z"), ("extent_site_share", "x"), ("extent_block_share", "z"),
+    ("extent_mass_share", "z"), ("sd_pair_share", "z"), ("sd_firing_share", "z"),
+    ("n_dims_sequence", "z"), ("n_dims_alone", "z"), ("magnitude", "z"),
+    ("k90", "z"), ("k90", "x"), ("gain_free_share", "x"), ("excess_kurtosis", None),
+    ("int8_gain_db", None), ("load_entropy_share", None), ("residual_max", None),
+    ("massive_ratio", None),
+    ("bits_per_byte_common", None),
 )  # fmt: skip
 """Metrics that are compared between models, with their basis."""
 
@@ -32,7 +33,7 @@ PROPERTIES = ("params_b", "active_b", "experts", "top_k", "layers", "width")
 
 DIFFERENCES = parquet.schema(
     metric=(pa.string(), "name of the metric; the table `metrics` defines each"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     model_a=(pa.string(), "first model of the pair, in order of the table of models"),
     model_b=(pa.string(), "second model"),
     estimate=(pa.float64(), "mean over texts of a's value less b's"),
@@ -42,23 +43,42 @@ DIFFERENCES = parquet.schema(
     method=(pa.string(), "t: Student's t of paired differences; none"),
     n=(pa.int32(), "texts on which both models have a value"),
     confidence=(pa.float64(), "nominal level of the interval, of this pair alone"),
-    p=(pa.float64(), "two-sided paired t test; 1 if no text differs, empty if all do by the same"),
+    above=(pa.int32(), "texts on which a's value is the larger"),
+    below=(pa.int32(), "texts on which b's is"),
+    effect_sd=(
+        pa.float64(),
+        "estimate in standard deviations between texts, pooled over both models; empty for zero",
+    ),
+    p=(pa.float64(), "two-sided sign-flip test over texts, exact up to 20; 1 if no text differs"),
     p_holm=(pa.float64(), "p after Holm over all pairs of models, metric by metric"),
+    least_p_holm=(
+        pa.float64(),
+        "smallest p_holm that so many texts and pairs can give: above .05 nothing can survive",
+    ),
+    one_text_decides=(
+        pa.string(),
+        "a sequence without whose text the verdict of Holm's correction is another, with its "
+        "document; empty: none does",
+    ),
     degenerate=(pa.string(), "constant, one sequence, no values; empty for nothing"),
 )
 """One row a metric and pair of models."""
 
+LEFT_OUT_DRAWS = 9_999
+"""Choices of signs that are drawn where one text of more than 21 is left out."""
+
 CORRELATIONS = parquet.schema(
     property=(pa.string(), "column of the table of models, or bits_per_byte_common"),
     metric=(pa.string(), "name of the metric"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     models=(pa.int32(), "models with both"),
     rho=(pa.float64(), "Spearman's rank correlation over models"),
     p=(pa.float64(), "two-sided permutation test, exact up to nine models"),
     p_holm=(pa.float64(), "p after Holm over all rows of this table"),
     least_abs_rho=(
         pa.float64(),
-        "smallest abs(rho) without ties that so many models need for p <= .05; empty: none does",
+        "smallest abs(rho) without ties whose p_holm can be .05 with so many models and rows; "
+        "empty: none can",
     ),
     permutations=(pa.int32(), "permutations tried"),
 )
@@ -114,7 +134,7 @@ def compare(
     }
     return {
         "intervals": pa.concat_tables(bits),
-        "differences": _differences(by_text, confidence),
+        "differences": _differences(by_text, _documents(models), confidence, seed),
         "correlations": _correlations(models, by_text, seed),
     }
 
@@ -174,38 +194,107 @@ def _by_text(values: pa.Table, measured: Measured, criteria: Criteria) -> pd.Dat
 _PAIRED_BY = ("sequence", "text_sha256")
 
 
-def _differences(by_text: Mapping[str, pd.DataFrame], confidence: float) -> pa.Table:
+def _differences(
+    by_text: Mapping[str, pd.DataFrame],
+    documents: Mapping[str, str],
+    confidence: float,
+    seed: int,
+) -> pa.Table:
     """Estimate the paired difference of every pair of models in every compared metric."""
     rows = []
     for metric, basis in COMPARED:
         column = (metric, basis or "")
         family = [
             {"metric": metric, "basis": basis, "model_a": a, "model_b": b}
-            | _difference(by_text[a][column], by_text[b][column], confidence)
+            | _difference(by_text[a][column], by_text[b][column], confidence, seed)
             for a, b in itertools.combinations(by_text, 2)
         ]
-        adjusted = holm(np.array([row["p"] for row in family], dtype=float))
-        rows += [row | {"p_holm": p} for row, p in zip(family, adjusted, strict=True)]
+        pairs = [
+            (by_text[row["model_a"]][column] - by_text[row["model_b"]][column]).dropna()
+            for row in family
+        ]
+        decides = _deciding_texts(pairs, documents, seed)
+        p = np.array([row["p"] for row in family], dtype=float)
+        made = int((~np.isnan(p)).sum())
+        for row, adjusted, text in zip(family, holm(p), decides, strict=True):
+            least = min(1.0, made * sign_flip.least(row["n"]))
+            told = {"p_holm": adjusted, "least_p_holm": least, "one_text_decides": text}
+            rows.append(row | told)
     rows = [row | {"unit": METRICS[row["metric"]].unit} for row in rows]
     return parquet.of_rows(DIFFERENCES, rows, confidence=confidence)
 
 
-def _difference(a: "pd.Series[float]", b: "pd.Series[float]", confidence: float) -> dict[str, Any]:
-    """Estimate one paired difference; the series are indexed by text."""
-    paired = (a - b).dropna().to_numpy(dtype=float)
-    nothing = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan}
+def _difference(
+    a: "pd.Series[float]", b: "pd.Series[float]", confidence: float, seed: int
+) -> dict[str, Any]:
+    """Estimate one paired difference; the series are indexed by the digest of the text."""
+    both = pd.DataFrame({"a": a, "b": b}).dropna()
+    paired = (both["a"] - both["b"]).to_numpy(dtype=float)
+    numbers = ("estimate", "low", "high", "p", "effect_sd")
+    nothing = dict.fromkeys(numbers, np.nan) | dict.fromkeys(("n", "above", "below"), 0)
     if not len(paired):
-        return nothing | {"method": intervals.NONE, "n": 0, "degenerate": bootstrap.NO_VALUES}
+        return nothing | {"method": intervals.NONE, "degenerate": bootstrap.NO_VALUES}
     interval = intervals.of_differences(paired[:, None], confidence=confidence)
-    p = 1.0 if not paired.any() else np.nan
-    if interval.method[0] == intervals.T:
-        p = float(stats.ttest_1samp(paired, 0).pvalue)
+    rng = draws.generator(seed, "sign flips", [str(text) for text in both.index])
     return {
         **{name: getattr(interval, name)[0] for name in ("estimate", "low", "high", "method")},
-        "p": p,
+        "above": int((paired > 0).sum()),
+        "below": int((paired < 0).sum()),
+        "effect_sd": _effect(both, float(interval.estimate[0])),
+        "p": sign_flip.p_value(paired, rng),
         "n": len(paired),
         "degenerate": interval.degenerate[0] or None,
     }
+
+
+def _documents(models: Mapping[str, Measured]) -> dict[str, str]:
+    """Return the sequence and document of each text, by the digest of the text."""
+    return {
+        row["text_sha256"]: f"sequence {row['sequence']} ({row['document']})"
+        for measured in models.values()
+        for row in measured.sequences.to_pylist()
+    }
+
+
+def _deciding_texts(
+    family: "list[pd.Series[float]]", documents: Mapping[str, str], seed: int
+) -> list[str | None]:
+    """Name, for each pair of a family, a text without which its verdict is another.
+
+    Args:
+        family: differences of each pair, indexed by the digest of the text.
+        documents: of the texts.
+        seed: of the signs that are drawn.
+    """
+    everywhere = _survive(family, seed)
+    found: list[str | None] = [None] * len(family)
+    for text in sorted({str(text) for pair in family for text in pair.index}):
+        verdicts = _survive([pair.drop(text, errors="ignore") for pair in family], seed)
+        for place, (now, before) in enumerate(zip(verdicts, everywhere, strict=True)):
+            if now != before and text in family[place].index and found[place] is None:
+                found[place] = documents[text]
+    return found
+
+
+def _survive(family: "list[pd.Series[float]]", seed: int) -> list[bool]:
+    """Tell which pairs of a family survive Holm's correction."""
+    p = np.full(len(family), np.nan)
+    by_texts: dict[tuple[str, ...], list[int]] = {}
+    for place, pair in enumerate(family):
+        by_texts.setdefault(tuple(map(str, pair.index)), []).append(place)
+    for texts, places in by_texts.items():
+        rng = draws.generator(seed, "sign flips", list(texts))
+        values = np.stack([family[place].to_numpy(dtype=float) for place in places], axis=1)
+        p[places] = sign_flip.p_values(values, rng, LEFT_OUT_DRAWS)
+    survive: list[bool] = (holm(p) <= LEVEL).tolist()
+    return survive
+
+
+def _effect(both: pd.DataFrame, difference: float) -> float:
+    """Return a difference in standard deviations between texts; NaN where texts do not differ."""
+    spread = np.sqrt(both.var(ddof=1).mean()) if len(both) > 1 else np.nan
+    negligible = intervals.ROUNDING * np.abs(both.to_numpy()).max()
+    return difference / spread if spread > negligible else np.nan
 
 
 def _correlations(
@@ -229,8 +318,12 @@ def _correlations(
             there = ~np.isnan(x) & ~np.isnan(y)
             correlated = correlation.spearman(x[there], y[there], rng)
             row = {"property": name, "metric": metric, "basis": basis, **vars(correlated)}
-            least = correlation.least_significant(int(there.sum()))
-            rows.append(row | {"models": int(there.sum()), "least_abs_rho": least})
-    adjusted = holm(np.array([row["p"] for row in rows], dtype=float))
-    rows = [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+            rows.append(row | {"models": int(there.sum())})
+    p = np.array([row["p"] for row in rows], dtype=float)
+    level = LEVEL / max(1, int((~np.isnan(p)).sum()))
+    least = {n: correlation.least_significant(n, level) for n in {row["models"] for row in rows}}
+    rows = [
+        row | {"p_holm": adjusted, "least_abs_rho": least[row["models"]]}
+        for row, adjusted in zip(rows, holm(p), strict=True)
+    ]
     return parquet.of_rows(CORRELATIONS, rows)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import stats
 
 from moe_outliers.metrics.classes import (
     BANDED,
@@ -16,15 +15,15 @@ from moe_outliers.metrics.classes import (
     SYSTEMATIC,
     UNCLASSIFIED,
     classify,
+    subsets_of,
 )
 from moe_outliers.metrics.consistency import Shifts
-from moe_outliers.metrics.counts import Z_MAGNITUDE, least, site_extent
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.stats import Array, draws, intervals
 from moe_outliers.storage import parquet
+from moe_outliers.storage.statistics_file import KINDS
 
 BLOCKS = 24
-POSITIONS = 2048
 PERMUTATIONS = 999
 RESAMPLES = 1_999
 TOGETHER = 3
@@ -35,9 +34,10 @@ CLASSED = parquet.schema(
         pa.string(),
         "what is planted: systematic (in every sequence), often (extent .9 in four of five "
         "sequences, .5 in the fifth), banded, random (sites anew in each sequence), run (one run "
-        "of sites anew in each), attn_in, trend, gaussian",
+        "of sites anew in each), mlp_in (at those sites of every block), some_mlp_in (at three in "
+        "five of those sites, anew in each sequence), trend",
     ),
-    extent=(pa.float64(), "mean extent that is planted; for gaussian the gain"),
+    extent=(pa.float64(), "mean extent over all sites that is planted"),
     n=(pa.int32(), "sequences"),
     features=(pa.int32(), "simulated features"),
     **{
@@ -79,7 +79,7 @@ class Truth:
 
     Attributes:
         name: as the column `truth` has it.
-        extent: mean extent; for gaussian the gain.
+        extent: mean extent over all sites.
         right: the right class; None where only systematic and banded are wrong.
     """
 
@@ -99,11 +99,9 @@ TRUTHS = (
     Truth("random", 0.5, PROBABILISTIC),
     Truth("random", 0.6, PROBABILISTIC),
     Truth("run", 0.4),
-    Truth("attn_in", 0.5),
+    Truth("mlp_in", 0.49, SYSTEMATIC),
+    Truth("some_mlp_in", 0.3),
     Truth("trend", 0.45),
-    Truth("gaussian", 2.0),
-    Truth("gaussian", 3.5),
-    Truth("gaussian", 4.0),
 )
 NULLS = tuple(truth for truth in TRUTHS if truth.right not in (SYSTEMATIC, BANDED))
 
@@ -140,16 +138,10 @@ def simulate(
     }
 
 
-def plant(truth: Truth, n: int, features: int, criteria: Criteria, rng: Any) -> tuple[Array, Array]:
-    """Draw where features fire.
-
-    Returns:
-        By x and z together, and by x alone: each (sequence, site, feature), bool.
-    """
+def plant(truth: Truth, n: int, features: int, rng: Any) -> Array:
+    """Draw where features fire, (sequence, site, feature), bool."""
     sites = 2 * BLOCKS
     shape = (n, sites, features)
-    if truth.name == "gaussian":
-        return _gaussian(truth.extent, shape, criteria, rng)
     depth = np.arange(sites)[None, :, None]
     if truth.name == "banded":
         size = round(truth.extent * sites)
@@ -161,8 +153,9 @@ def plant(truth: Truth, n: int, features: int, criteria: Criteria, rng: Any) -> 
         fires = (depth - rng.integers(0, sites, (n, 1, features))) % sites < size
     elif truth.name == "often":
         fires = rng.random(shape) < np.where(rng.random((n, 1, features)) < 0.8, 0.9, 0.5)
-    elif truth.name == "attn_in":
-        fires = np.broadcast_to(depth % 2 == 0, shape) & (rng.random(shape) < 0.98)
+    elif truth.name in ("mlp_in", "some_mlp_in"):
+        chance = truth.extent * 2  # of the sites of that kind
+        fires = np.broadcast_to(depth % 2 == 1, shape) & (rng.random(shape) < chance)
     elif truth.name == "trend":
         fires = rng.random(shape) < truth.extent + 0.15 * (1 - 2 * depth / (sites - 1))
     elif truth.extent == 1:
@@ -170,29 +163,18 @@ def plant(truth: Truth, n: int, features: int, criteria: Criteria, rng: Any) -> 
     else:
         level = np.clip(truth.extent + rng.normal(0, 0.03, (n, 1, 1)), 0, 1)
         fires = rng.random(shape) < level
-    return fires, fires
-
-
-def _gaussian(
-    gain: float, shape: tuple[int, ...], criteria: Criteria, rng: Any
-) -> tuple[Array, Array]:
-    """Fire as Gaussian activations behind a gain do."""
-    x_chance, z_chance = (2 * stats.norm.sf(a) for a in (criteria.magnitude / gain, Z_MAGNITUDE))
-    common = rng.binomial(POSITIONS, max(x_chance, z_chance), shape)
-    rarer = rng.binomial(common, min(x_chance, z_chance) / max(x_chance, z_chance))
-    x, z = (common, rarer) if x_chance >= z_chance else (rarer, common)
-    enough = int(least(np.array(POSITIONS), criteria.position_share))
-    return (x >= enough) & (z >= enough), x >= enough
+    return np.asarray(fires)
 
 
 def _classed_model(truths: tuple[Truth, ...], n: int, criteria: Criteria, rng: Any) -> Array:
     """Class one model that holds features of each truth; return their classes, (truth, feature)."""
-    planted = [plant(truth, n, TOGETHER, criteria, rng) for truth in truths]
-    fires, by_x = (np.concatenate(parts, axis=2) for parts in zip(*planted, strict=True))
+    fires = np.concatenate([plant(truth, n, TOGETHER, rng) for truth in truths], axis=2)
+    kind = np.tile(KINDS, BLOCKS)
+    mixer = np.tile(("attention", "moe"), BLOCKS)
     classes = classify(
         fires,
-        site_extent(by_x),
         layer_share=criteria.layer_share,
+        subsets=subsets_of(kind, mixer),
         shifts=Shifts.draw(fires, 1, rng, PERMUTATIONS),
     )
     return classes.label.reshape(len(truths), TOGETHER)

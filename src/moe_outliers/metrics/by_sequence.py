@@ -8,18 +8,18 @@ import pyarrow as pa
 from moe_outliers.metrics import counts, language, magnitude
 from moe_outliers.metrics.classes import NO_CANDIDATE, fewest, mass, mass_by_class
 from moe_outliers.metrics.consistency import consistency
-from moe_outliers.metrics.counts import BASES, Basis
-from moe_outliers.metrics.legacy import Legacy
+from moe_outliers.metrics.counts import Basis
+from moe_outliers.metrics.legacy import Dettmers, Legacy
 from moe_outliers.metrics.magnitude import Extremes
 from moe_outliers.metrics.model_statistics import ModelStatistics
-from moe_outliers.metrics.selection import halves, select
+from moe_outliers.metrics.selection import halves
 from moe_outliers.metrics.values import NO_CANDIDATES, NO_FEATURES, NOT_RECORDED, Values
+from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
 
 
 def add_held_out(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
     """Add, by basis, what is averaged over outlier features chosen on other sequences."""
-    x = model.counts.at("x", model.criteria.magnitude)
     positions = model.counts.positions
     high = np.abs(extremes.signed).max(axis=1).astype(float)
     z_high = extremes.z.max(axis=1).astype(float)
@@ -28,23 +28,23 @@ def add_held_out(values: Values, model: ModelStatistics, extremes: Extremes) -> 
         model.counts.at("x", 6).sum(axis=1, dtype=np.int64),
     )
     types = magnitude.type_shares(model.statistics, model.counts.at("x", 6))
-    for basis in BASES:
+    for basis in model.bases:
         fit, fires, keys = model.fit[basis], model.firing[basis], _keys(model, basis)
         if not fit.chosen.any():
             values.lack(NO_CANDIDATES, *HELD_OUT, **keys)
             continue
-        z = model.counts.at("z", model.alpha("z")) if basis == "z" else x
+        above = model.counts.at(basis, model.alpha(basis))
         shared = {
             "extent_block_share": counts.block_extent(fires),
-            "sd_firing_share": counts.firing_share(z, fires, positions),
+            "sd_firing_share": counts.firing_share(above, fires, positions),
             "magnitude": high,
             "magnitude_z": z_high,
             "one_sided_share": np.where(np.isnan(sided), np.nan, sided >= magnitude.ONE_SIDED),
         }
         for metric, table in shared.items():
             values.add(metric, fit.mean(table), **keys)
-        weights = z.sum(axis=1, dtype=np.int64)
-        values.add("extent_mass_share", fit.mean(model.extent[basis], weights), **keys)
+        weighted = fit.mean(model.extents[basis].whole, model.outliers[basis])
+        values.add("extent_mass_share", weighted, **keys)
         for name, table in zip(magnitude.TYPES, types, strict=True):
             values.add("type_coverage_share", fit.mean(table), token_type=name, **keys)
         _add_groups(values, model, basis)
@@ -73,51 +73,70 @@ def _add_groups(values: Values, model: ModelStatistics, basis: Basis) -> None:
 def add_features(model: ModelStatistics, extremes: Extremes) -> pa.Table:
     """Return values of single features, chosen on the even sequences and scored on the odd ones."""
     even, odd = halves(len(model.sequences))
-    chosen = np.flatnonzero(select(model.extent["x"][even], model.criteria.layer_share))
     values = Values(model.slug, model.sequences[odd])
-    of_feature: dict[str, Any] = {"axis": {"feature": chosen}}
-    if not len(chosen):
-        values.lack(NO_CANDIDATES, "feature_extent_share", "feature_sd_pair_share")
-        return values.table()
-    for basis in BASES:
-        extent = model.extent[basis][np.ix_(odd, chosen)]
-        values.add("feature_extent_share", extent, **of_feature, **_keys(model, basis))
-    x = model.counts.at("x", model.criteria.magnitude)[odd][:, :, chosen]
-    share = counts.pair_share(x, model.counts.positions[odd])
-    high = np.abs(extremes.signed[odd][:, :, chosen]).max(axis=1)
-    values.add("feature_sd_pair_share", share, **of_feature, **_keys(model, "x"))
-    values.add("feature_magnitude", high, **of_feature, **_keys(model, "x"))
+    for basis in model.bases:
+        keys = _keys(model, basis)
+        on_even = model.extents[basis].of_sequences(even)
+        chosen = np.flatnonzero(on_even.select(model.criteria.layer_share))
+        if not len(chosen):
+            values.lack(NO_CANDIDATES, *OF_FEATURES, **keys)
+            continue
+        above = model.counts.at(basis, model.alpha(basis))[odd][:, :, chosen]
+        tables = {
+            "feature_extent_share": model.extents[basis].whole[np.ix_(odd, chosen)],
+            "feature_sd_pair_share": counts.pair_share(above, model.counts.positions[odd]),
+            "feature_magnitude": np.abs(extremes.signed[odd][:, :, chosen]).max(axis=1),
+        }
+        for metric, table in tables.items():
+            values.add(metric, table, axis={"feature": chosen}, **keys)
     return values.table()
+
+
+OF_FEATURES = ("feature_extent_share", "feature_sd_pair_share", "feature_magnitude")
+"""Metrics of single features."""
 
 
 def add_whole(values: Values, model: ModelStatistics, extremes: Extremes) -> None:
     """Add what needs no selected features: masses, largest values, control, consistency."""
-    keys = _keys(model, "x")
     values.add("x_abs_max", np.abs(extremes.signed).max(axis=(1, 2)))
     values.add("z_abs_max", extremes.z.max(axis=(1, 2)))
-    values.add("k90", fewest(model.outliers, 0.9), **keys)
-    held = mass_by_class(mass(model.outliers), model.label)
-    for name, share in held.items():
-        of_class = keys | {"class": name}
-        if (model.label == name).any():
-            values.add("mass_share", np.minimum(share, 1), **of_class)
-        else:
-            values.add_whole("mass_share", 0.0, note=NO_FEATURES, **of_class)
-    free = magnitude.gain_free_share(
-        model.firing["x"],
-        model.counts.firing("z", model.criteria.magnitude, model.criteria.position_share),
-    )
-    values.add("gain_free_share", free, **keys)
-    for basis in BASES:
-        label = model.classes[basis].label
-        rest, keys = label == NO_CANDIDATE, _keys(model, basis)
+    magnitude_x = model.alpha("x")
+    if any(np.isclose(magnitude_x, alpha) for alpha in model.counts.alphas["z"]):
+        by_z = model.counts.firing("z", magnitude_x, model.criteria.position_share)
+        free = magnitude.gain_free_share(model.firing["x"], by_z)
+        values.add("gain_free_share", free, **_keys(model, "x"))
+    for basis in model.bases:
+        keys, label = _keys(model, basis), model.classes[basis].label
+        values.add("k90", fewest(model.outliers[basis], 0.9), **keys)
+        _add_masses(values, mass_by_class(mass(model.outliers[basis]), label), label, keys)
+        rest = label == NO_CANDIDATE
         if rest.any():
-            values.add("control_extent_share", model.extent[basis][:, rest].mean(axis=1), **keys)
-        passing = model.extent[basis] >= model.criteria.layer_share - counts.ROUNDING
+            extent = model.extents[basis].whole[:, rest]
+            values.add("control_extent_share", extent.mean(axis=1), **keys)
+        passing = model.extents[basis].passing(model.criteria.layer_share)
         values.add("n_dims_alone", passing.sum(axis=1), **keys)
         if not rest.all():
             agreement = consistency(model.firing[basis][:, :, ~rest])
             values.add_whole("consistency", agreement.mean(), **keys)
+
+
+def _add_masses(values: Values, held: dict[str, Array], label: Array, keys: dict[str, Any]) -> None:
+    """Add the mass of each class of features; zero as a whole where no feature is of it."""
+    for name, share in held.items():
+        of_class = keys | {"class": name}
+        if (label == name).any():
+            values.add("mass_share", np.minimum(share, 1), **of_class)
+        else:
+            values.add_whole("mass_share", 0.0, note=NO_FEATURES, **of_class)
+
+
+def add_dettmers(values: Values, model: ModelStatistics) -> None:
+    """Add the numbers of Dettmers et al. 2022, by their definition."""
+    union = model.statistics["union_count"].sel(union="all").values
+    found = Dettmers.of(model.counts.at("x", 6), union, model.counts.positions)
+    values.add("dettmers_n_dims", found.chosen.sum(axis=1))
+    values.add("dettmers_layer_share", found.mean(found.layer_share))
+    values.add("dettmers_position_share", found.mean(found.position_share))
 
 
 def add_legacy(values: Values, model: ModelStatistics, legacy: Legacy) -> None:

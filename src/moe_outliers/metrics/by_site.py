@@ -39,8 +39,16 @@ EXPERTS = parquet.schema(
     largest_position=(pa.int32(), "its position"),
     abs_max_mean=(pa.float64(), "mean over sequences of the largest abs of the weighted output"),
     raw_abs_max=(pa.float64(), "largest abs of the output before the routing weight"),
-    super_expert=(pa.bool_(), "super expert by the rule of Su et al. 2025"),
+    super_expert=(
+        pa.bool_(),
+        "super expert by the rule of Su et al. 2025, among routed experts; docs/method.md",
+    ),
     super_sequence_share=(pa.float64(), "share of the sequences in which it is one by itself"),
+    writer=(
+        pa.bool_(),
+        "writes at least half of what the MLP adds at the largest abs(h), in half of the "
+        "sequences, of the first block that raises the residual stream's maximum threefold",
+    ),
     jump_share=(
         pa.float64(),
         "median share of the whole MLP's output that the expert writes at the feature and "
@@ -89,11 +97,14 @@ def add_blocks(values: Values, model: ModelStatistics) -> pa.Table:
     largest, median = statistics["residual_max"].values, statistics["residual_median"].values
     values.add("residual_max", largest, axis)
     values.add("residual_median", median, axis)
-    values.add("residual_ratio", residual.ratio(largest, median), axis)
+    ratio = residual.ratio(largest, median)
+    massive = residual.massive_2024(largest, median)
+    values.add("massive_ratio", ratio, axis)
+    values.add("massive_ratio", _over_sites(np.nanmax, ratio))
+    values.add("massive_2024_share", massive, axis)
+    values.add("massive_2024_share", np.asarray(massive.any(axis=1)))
     values.add("residual_growth", residual.growth(largest), axis)
-    values.add("residual_massive", statistics["residual_massive"].values, axis)
     values.add("residual_max", largest.max(axis=1))
-    values.add("residual_massive", statistics["residual_massive"].values.max(axis=1))
     delimiter = np.array(model.tokens["delimiter"].to_pylist())
     return residual.blocks(statistics, delimiter, model.slug)
 
@@ -126,7 +137,7 @@ def add_routers(values: Values, model: ModelStatistics) -> pa.Table:
         "router_entropy": entropy,
         "router_entropy_share": np.minimum(entropy / whole, 1),
         "router_margin": statistics["router_margin"].values,
-        "outlier_token_share": (feeding >= model.criteria.magnitude).mean(axis=2),
+        "outlier_token_share": (feeding >= model.criteria.at("x")).mean(axis=2),
     }
     associations = _associations(model, feeding, experts)
     tables["route_information"] = np.stack([one.information for one in associations], axis=1)
@@ -154,7 +165,7 @@ def _expert_table(
     statistics, experts = model.statistics, load.shape[2]
     route, attribution = statistics["route"].values, Attribution.of(statistics)
     p, unpicked = np.stack([one.p for one in associations]), attribution.feature < 0
-    magnitude = model.criteria.magnitude
+    magnitude = model.criteria.at("x")
     by_magnitude = [
         routing.magnitude_lift(route[:, block], feeding[:, block], experts, magnitude)
         for block in range(len(associations))
@@ -177,6 +188,7 @@ def _expert_table(
         "raw_abs_max": attribution.raw_max,
         "super_expert": attribution.is_super,
         "super_sequence_share": attribution.super_sequence_share,
+        "writer": attribution.is_writer,
         "jump_share": attribution.jump_share,
         "jump_sequences": attribution.jump_sequences,
     }

@@ -12,16 +12,28 @@ import xarray as xr
 from moe_outliers.stats import Array
 from moe_outliers.storage.statistics_file import KINDS
 
-Basis = Literal["fires", "x", "z"]
+Basis = Literal["z", "x", "y"]
 
-BASES: tuple[Basis, ...] = ("fires", "x", "z")
-"""What must reach its threshold: x and z both, x alone, z alone."""
+BASES: tuple[Basis, ...] = ("z", "x", "y")
+"""The values whose size is asked for, each by itself; none is a condition of another.
 
-Z_MAGNITUDE = 3.0
-"""A site fires only if abs(z) too is at least this at enough positions. z is in units of the
-token's root mean square: a Gaussian is above 3 at 0.27 % of the positions, whatever the gain."""
+z: the norm's own value, before gain and offset, in root mean squares of the token. No rescaling of
+gains moves it: the headline. x: the norm's output, as Dettmers et al. 2022 had it; a gain and the
+weights behind it can be scaled against each other without changing the network, and x moves. y: z
+as the site's readers weigh it, in root mean squares over features.
+"""
+
+HEADLINE: Basis = "z"
 
 ROUNDING = 1e-9
+
+
+def reach(basis: Basis, width: int) -> float:
+    """Return the largest threshold that a basis is asked at: half of what its value can be.
+
+    z and y are at most sqrt(width), where one feature has all of the token's energy.
+    """
+    return float(np.inf if basis == "x" else np.sqrt(width) / 2)
 
 
 @dataclass(frozen=True)
@@ -29,24 +41,23 @@ class Counts:
     """The counts of one model.
 
     Attributes:
-        x: (sequence, site, alpha, feature), positions with abs(x) >= alpha.
-        z: the same for abs(z).
-        alphas: (alpha,), thresholds, ascending.
+        above: by basis, (sequence, site, alpha, feature), positions with an abs value >= alpha;
+            without a basis that the statistics do not have.
+        alphas: by basis, (alpha,), its thresholds, ascending.
         positions: (sequence,), positions of each sequence.
         kind: (site,), attn_in or mlp_in.
         mixer: (site,), what the site's output enters.
     """
 
-    x: Array
-    z: Array
-    alphas: Array
+    above: dict[Basis, Array]
+    alphas: dict[Basis, Array]
     positions: Array
     kind: Array
     mixer: Array
 
     @classmethod
     def of(cls, statistics: xr.Dataset) -> "Counts":
-        """Take the counts out of a statistics file.
+        """Take the counts out of a statistics file; those of y have thresholds of their own.
 
         Raises:
             ValueError: if the sites are not two a block, attn_in and mlp_in, in that order.
@@ -58,47 +69,58 @@ class Counts:
             and np.array_equal(kind, np.tile(KINDS, blocks))
         ):
             raise ValueError("statistics: the sites must be attn_in and mlp_in of each block")
+        there: list[Basis] = [basis for basis in BASES if f"{basis}_count" in statistics]
         return cls(
-            x=statistics["x_count"].values,
-            z=statistics["z_count"].values,
-            alphas=statistics["alpha"].values,
+            above={basis: statistics[f"{basis}_count"].values for basis in there},
+            alphas={
+                basis: statistics["y_alpha" if basis == "y" else "alpha"].values for basis in there
+            },
             positions=statistics["positions"].values,
             kind=kind,
             mixer=statistics["site_mixer"].values.astype(str),
         )
 
     @property
+    def bases(self) -> tuple[Basis, ...]:
+        """The bases that the statistics have."""
+        return tuple(self.above)
+
+    @property
     def sites(self) -> int:
         """Number of sites."""
-        return int(self.x.shape[1])
+        return len(self.kind)
+
+    @property
+    def features(self) -> int:
+        """Width of the model."""
+        return int(self.above["x"].shape[-1])
 
     def at(self, basis: Basis, alpha: float) -> Array:
-        """Return the counts at one threshold, (sequence, site, feature); `fires` has those of x.
+        """Return the counts at one threshold, (sequence, site, feature).
 
         Raises:
             ValueError: if the file has no counts at that threshold.
         """
-        matches = np.flatnonzero(np.isclose(self.alphas, alpha))
+        matches = np.flatnonzero(np.isclose(self.alphas[basis], alpha))
         if not len(matches):
-            raise ValueError(f"no counts at threshold {alpha:g}; extract.alphas: {self.alphas}")
-        return (self.z if basis == "z" else self.x)[:, :, matches[0]]
+            stored = ", ".join(f"{each:g}" for each in self.alphas[basis])
+            raise ValueError(f"no counts of {basis} at threshold {alpha:g}; stored are: {stored}")
+        return self.above[basis][:, :, matches[0]]
 
     def firing(self, basis: Basis, alpha: float, position_share: float) -> Array:
         """Say at which sites a feature fires (M2): at enough positions.
 
         Args:
-            basis: x counts positions with abs(x) >= alpha, z those with abs(z) >= alpha; `fires`
-                asks for x at alpha and for z at 3, so that no site fires by its gain alone.
+            basis: whose size is asked for.
             alpha: the threshold.
             position_share: share of the positions that is enough, in [0, 1]; 0 asks for one.
 
         Returns:
             (sequence, site, feature), bool.
         """
-        enough = least(self.positions, position_share).astype(self.x.dtype)[:, None, None]
-        fires: Array = self.at(basis, alpha) >= enough
-        if basis == "fires":
-            fires &= self.at("z", Z_MAGNITUDE) >= enough
+        counts = self.at(basis, alpha)
+        enough = least(self.positions, position_share).astype(counts.dtype)[:, None, None]
+        fires: Array = counts >= enough
         return fires
 
 
@@ -115,6 +137,22 @@ def reaches(value: Array, share: float) -> Array:
 def site_extent(fires: Array) -> Array:
     """Share of the sites at which a feature fires (M3): (sequence, site, feature) without site."""
     return np.add.reduce(fires, axis=1, dtype=np.int32) / fires.shape[1]
+
+
+def at_firing(counts: Array, fires: Array) -> Array:
+    """Sum the counts of each feature over the sites at which it fires: its outlier values.
+
+    Positions above the threshold at other sites are left out: in a wide model the tails of
+    thousands of ordinary features outweigh a few outlier features.
+
+    Args:
+        counts: (sequence, site, feature), of one basis and threshold.
+        fires: the same, bool, of that basis and threshold.
+
+    Returns:
+        (sequence, feature), int64.
+    """
+    return np.add.reduce(np.where(fires, counts, 0), axis=1, dtype=np.int64)
 
 
 def block_extent(fires: Array) -> Array:
@@ -138,7 +176,7 @@ def pair_share(counts: Array, positions: Array) -> Array:
 
 def firing_share(counts: Array, fires: Array, positions: Array) -> Array:
     """Mean coverage over the sites at which the feature fires (M4); NaN where it fires nowhere."""
-    total = np.add.reduce(np.where(fires, counts, 0), axis=1, dtype=np.int64)
+    total = at_firing(counts, fires)
     sites = np.add.reduce(fires, axis=1, dtype=np.int64)
     return _ratio(total, sites * positions[:, None])
 

@@ -1,7 +1,7 @@
-"""The numbers of the system that this project replaces (M13): its definitions, exactly, and biased.
+"""Earlier definitions, exactly: of the system that this project replaces, and of 2022 (M13).
 
-They stand beside the corrected ones so that its published table can be compared. docs/legacy.md
-shows what is wrong with each.
+They stand beside the corrected numbers so that published tables can be compared. docs/legacy.md
+shows what is wrong with those of the old system.
 """
 
 from dataclasses import dataclass
@@ -74,3 +74,46 @@ class Legacy:
         """
         chosen = values[self.chosen]
         return float(getattr(np, kind)(chosen)) if len(chosen) else 0.0
+
+
+LAYERS, SEQUENCE_DIMENSIONS = 0.25, 0.06
+"""Shares of the layers and of the positions that an outlier feature of 2022 affects at least."""
+
+
+@dataclass(frozen=True)
+class Dettmers:
+    """Outlier features as Dettmers et al. 2022 define them, sequence by sequence.
+
+    Attributes:
+        chosen: (sequence, feature), bool.
+        layer_share: (sequence, feature), share of the sites with any abs(x) of 6.
+        position_share: (sequence, feature), share of the positions with one at any site.
+    """
+
+    chosen: Array
+    layer_share: Array
+    position_share: Array
+
+    @classmethod
+    def of(cls, count: Array, union: Array, positions: Array) -> "Dettmers":
+        """Apply the definition of section 4 to the sites that are measured.
+
+        Args:
+            count: (sequence, site, feature), positions with abs(x) >= 6.
+            union: (sequence, feature), positions with an abs(x), rounded to bfloat16, of 6 at any
+                site.
+            positions: (sequence,).
+
+        Source: arXiv:2208.07339, section 4. Its layers are the inputs of the query, key, value and
+            output projections and of the first matrix of the MLP; of these the output projection's
+            is not measured here, and the first three are one.
+        """
+        layers, covered = (count >= 1).mean(axis=1), union / positions[:, None]
+        chosen = reaches(layers, LAYERS) & reaches(covered, SEQUENCE_DIMENSIONS)
+        return cls(chosen, layers, covered)
+
+    def mean(self, values: Array) -> Array:
+        """Average (sequence, feature) over the chosen features: (sequence,), NaN without any."""
+        number = self.chosen.sum(axis=1)
+        total = np.where(self.chosen, values, 0).sum(axis=1)
+        return np.where(number > 0, total / np.maximum(number, 1), np.nan)

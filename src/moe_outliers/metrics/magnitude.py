@@ -24,13 +24,18 @@ class Extremes:
     """The extreme values of one model.
 
     Attributes:
-        signed: (sequence, site, feature), the x of largest abs(x), with its sign.
+        signed: (sequence, site, feature), the x of largest abs(x), with its sign; positive where
+            the smallest and the largest x are of one size.
+        low: (sequence, site, feature), the smallest x.
+        high: (sequence, site, feature), the largest x.
         by_type: (type, sequence, site, feature), the largest abs(x) by type of position; 0 where
             there are no such positions.
         z: (sequence, site, feature), the largest abs(z).
     """
 
     signed: Array
+    low: Array
+    high: Array
     by_type: Array
     z: Array
 
@@ -43,7 +48,7 @@ class Extremes:
         largest = np.maximum(high.max(axis=2), first)
         smallest = np.minimum(low.min(axis=2), first)
         signed = np.where(largest >= -smallest, largest, smallest)
-        return cls(signed, by_type, statistics["z_max"].values)
+        return cls(signed, smallest, largest, by_type, statistics["z_max"].values)
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,10 @@ class Magnitudes:
     """Magnitudes of each feature where it fires; all axes are (feature,), NaN where it never does.
 
     Attributes:
-        quartiles: (3, feature), of the signed extremes over pairs of sequence and firing site.
+        quartiles: (3, feature), of the signed extremes over pairs of sequence and site that fire
+            by x.
         in_rms: median over these pairs of the extreme's abs in multiples of the site's rms.
-        z: median over these pairs of the largest abs(z).
+        z: median over pairs that fire by z of the largest abs(z).
         largest: the x of largest abs anywhere, with its sign; never NaN.
         largest_site: its site.
         largest_z: the largest abs(z) anywhere; never NaN.
@@ -67,23 +73,25 @@ class Magnitudes:
     largest_z: Array
 
     @classmethod
-    def of(cls, extremes: Extremes, fires: Array, site_rms: Array) -> "Magnitudes":
+    def of(cls, extremes: Extremes, by_x: Array, by_z: Array, site_rms: Array) -> "Magnitudes":
         """Summarise the extremes.
 
         Args:
             extremes: of the model.
-            fires: (sequence, site, feature), bool, by x alone.
+            by_x: (sequence, site, feature), bool, where features fire by x.
+            by_z: the same by z.
             site_rms: (sequence, site), root mean square of x.
         """
-        features = fires.shape[2]
+        features = by_x.shape[2]
         quartiles = np.full((3, features), np.nan)
         in_rms, z = np.full((2, features), np.nan)
-        for feature in np.flatnonzero(fires.any(axis=(0, 1))):
-            there = fires[:, :, feature]
+        for feature in np.flatnonzero(by_z.any(axis=(0, 1))):
+            z[feature] = np.median(extremes.z[:, :, feature][by_z[:, :, feature]])
+        for feature in np.flatnonzero(by_x.any(axis=(0, 1))):
+            there = by_x[:, :, feature]
             values = extremes.signed[:, :, feature][there].astype(float)
             quartiles[:, feature] = np.quantile(values, (0.25, 0.5, 0.75))
             in_rms[feature] = np.median(np.abs(values) / site_rms[there])
-            z[feature] = np.median(extremes.z[:, :, feature][there])
         sequence, site = _argmax(np.abs(extremes.signed))
         largest = extremes.signed[sequence, site, np.arange(features)]
         return cls(quartiles, in_rms, z, largest, site, extremes.z.max(axis=(0, 1)))

@@ -5,8 +5,9 @@ import pyarrow as pa
 import xarray as xr
 
 from moe_outliers.metrics import by_feature, by_sequence, by_site, by_threshold, language, residual
-from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.feature_tokens import SCHEMA as FEATURE_TOKENS
+from moe_outliers.metrics.feature_tokens import tabulate
 from moe_outliers.metrics.legacy import Legacy
 from moe_outliers.metrics.magnitude import Extremes
 from moe_outliers.metrics.model_statistics import SEQUENCE_SCHEMA, ModelStatistics
@@ -17,7 +18,7 @@ from moe_outliers.storage import parquet
 
 STABILITY = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     split=(pa.int32(), "number of the random halving of the sequences"),
     jaccard=(pa.float64(), "M19: Jaccard index of the halves' candidates; empty if both are empty"),
     spearman=(
@@ -29,7 +30,7 @@ STABILITY = parquet.schema(
 
 CROSS_BATCH = parquet.schema(
     model=(pa.string(), "slug of the table of models"),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     sequence=(pa.int32(), "the sequence that is left out, a batch of one"),
     chosen=(pa.int32(), "candidates of all other sequences"),
     alone=(pa.int32(), "candidates of this sequence alone"),
@@ -37,6 +38,10 @@ CROSS_BATCH = parquet.schema(
     extent_share=(pa.float64(), "mean extent in this sequence of the others' candidates"),
     jaccard=(pa.float64(), "Jaccard index of the two sets; empty if both are empty"),
     spearman=(pa.float64(), "rank correlation of the extents over their union; empty below three"),
+    model_class=(
+        pa.string(),
+        "class of the model from all other sequences; empty where these are fewer than 8",
+    ),
 )
 """Cross-batch validation: one row a basis and sequence."""
 
@@ -51,6 +56,7 @@ TABLES: dict[str, pa.Schema] = {
     "values": VALUES,
     "sequences": SEQUENCE_SCHEMA,
     "features": by_feature.SCHEMA,
+    "feature_tokens": FEATURE_TOKENS,
     "profile": by_feature.PROFILE,
     "blocks": residual.SCHEMA,
     "experts": by_site.EXPERTS,
@@ -63,14 +69,15 @@ TABLES: dict[str, pa.Schema] = {
 """The tables of one model, by name, with their columns."""
 
 VARIABLES = (
-    "x_count", "z_count", "x_min", "x_max", "x_first", "z_max", "x_positive", "x_delimiter",
-    "union_count", "gain", "offset", "power_sum", "token_kurtosis", "int8_error", "position_max",
-    "residual_max", "residual_median", "residual_massive", "residual_top_feature",
-    "residual_top_position", "route", "router_entropy", "router_margin", "expert_max",
-    "expert_max_feature", "expert_max_position", "expert_total", "expert_raw_max", "positions",
-    "delimiters", "token_nll",
+    "x_count", "z_count", "y_count", "z_sum", "z_square", "z_first", "x_min", "x_max",
+    "x_first", "z_max", "x_positive", "x_delimiter", "union_count", "gain", "offset",
+    "power_sum", "token_kurtosis", "int8_error", "position_max", "position_feature",
+    "residual_max", "residual_median", "residual_top_feature", "residual_top_position", "route",
+    "router_entropy", "router_margin", "expert_max", "expert_max_feature",
+    "expert_max_position", "expert_total", "expert_raw_max", "positions", "delimiters",
+    "token_nll",
 )  # fmt: skip
-"""The variables of the statistics file that metrics read."""
+"""The variables of the statistics file that metrics read, where it has them."""
 
 
 def measure(
@@ -101,12 +108,15 @@ def measure(
     by_sequence.add_held_out(values, model, extremes)
     by_sequence.add_whole(values, model, extremes)
     by_sequence.add_legacy(values, model, legacy)
+    by_sequence.add_dettmers(values, model)
     tokens_table = by_sequence.add_language(values, model)
     by_site.add_sites(values, model, extremes)
-    described = by_feature.describe(model, extremes, legacy)
+    feature_tokens = by_feature.tokens_of(model)
+    described = by_feature.describe(model, extremes, legacy, feature_tokens)
     tables = {
         "sequences": model.sequence_table(),
         "features": described,
+        "feature_tokens": tabulate(slug, feature_tokens),
         "profile": by_feature.profile(model, extremes, described),
         "blocks": by_site.add_blocks(values, model),
         "experts": by_site.add_routers(values, model),
@@ -123,9 +133,9 @@ def measure(
 def _stability(model: ModelStatistics) -> pa.Table:
     rows = [
         {"basis": basis, "split": split, **vars(agreement)}
-        for basis in BASES
+        for basis in model.bases
         for split, agreement in enumerate(
-            stability(model.extent[basis], model.criteria.layer_share, model.rng("halves"))
+            stability(model.extents[basis], model.criteria.layer_share, model.rng("halves"))
         )
     ]
     return parquet.of_rows(STABILITY, rows, model=model.slug)
@@ -133,9 +143,9 @@ def _stability(model: ModelStatistics) -> pa.Table:
 
 def _cross_batch(model: ModelStatistics) -> pa.Table:
     rows = []
-    for basis in BASES:
+    for basis in model.bases:
         for place, sequence in enumerate(model.sequences):
-            left = LeftOut.of(model.extent[basis], place, model.criteria.layer_share)
+            left = LeftOut.of(model.extents[basis], place, model.criteria.layer_share)
             rows.append(
                 {
                     "basis": basis,
@@ -145,6 +155,7 @@ def _cross_batch(model: ModelStatistics) -> pa.Table:
                     "n_dims": left.passing,
                     "extent_share": left.extent,
                     **vars(left.agreement),
+                    "model_class": by_threshold.class_without(model, basis, place),
                 }
             )
     return parquet.of_rows(CROSS_BATCH, rows, model=model.slug)

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import xarray as xr
 
-from moe_outliers.metrics.classes import FeatureClasses, classify
+from moe_outliers.metrics.classes import FeatureClasses, classify, kind_of, subsets_of
 from moe_outliers.metrics.consistency import Shifts, period
-from moe_outliers.metrics.counts import Z_MAGNITUDE, Basis, Counts, site_extent
+from moe_outliers.metrics.counts import HEADLINE, Basis, Counts, at_firing, reach
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.metrics.selection import CrossFit
+from moe_outliers.metrics.selection import CrossFit, Extents
 from moe_outliers.stats import Array, draws
 from moe_outliers.storage import parquet
 
@@ -77,7 +77,18 @@ class ModelStatistics:
     @cached_property
     def shifts(self) -> Shifts:
         """The permutations of the circular-shift test."""
-        return Shifts.draw(self.counts.x[:, :, 0], period(self.counts.mixer), self.rng("shifts"))
+        firing = self.counts.at("x", self.counts.alphas["x"][0])
+        return Shifts.draw(firing, period(self.counts.mixer), self.rng("shifts"))
+
+    @cached_property
+    def subsets(self) -> dict[str, Array]:
+        """Subsets of the sites in which a feature may be systematic: each (site,), bool."""
+        return subsets_of(self.counts.kind, self.counts.mixer)
+
+    @property
+    def bases(self) -> tuple[Basis, ...]:
+        """The bases that the statistics have, the headline's first."""
+        return self.counts.bases
 
     @cached_property
     def ids_sha256(self) -> list[str]:
@@ -104,58 +115,84 @@ class ModelStatistics:
         return all(name in there and self.statistics[name].size for name in variables)
 
     def alpha(self, basis: Basis) -> float:
-        """Return the threshold of the headline: the magnitude for x, 3 for z."""
-        return Z_MAGNITUDE if basis == "z" else self.criteria.magnitude
+        """Return the threshold of the headline by a basis."""
+        return self.criteria.at(basis)
+
+    def in_reach(self, basis: Basis, alpha: float) -> bool:
+        """Tell whether a basis can be asked at a threshold, for the width of the model."""
+        return alpha <= reach(basis, self.features)
 
     @cached_property
     def firing(self) -> dict[Basis, Array]:
         """Where features fire at the headline's thresholds, by basis: (sequence, site, feature)."""
         share = self.criteria.position_share
-        x = self.counts.firing("x", self.alpha("x"), share)
-        z = self.counts.firing("z", self.alpha("z"), share)
-        return {"fires": x & z, "x": x, "z": z}
+        return {basis: self.counts.firing(basis, self.alpha(basis), share) for basis in self.bases}
 
     @cached_property
-    def extent(self) -> dict[Basis, Array]:
-        """Extents at the headline's thresholds, by basis: (sequence, feature)."""
-        return {basis: site_extent(fires) for basis, fires in self.firing.items()}
+    def extents(self) -> dict[Basis, Extents]:
+        """Extents at the headline's thresholds, by basis, over all sites and over subsets."""
+        return {
+            basis: Extents.of(fires, self.subsets.values()) for basis, fires in self.firing.items()
+        }
 
     @cached_property
     def fit(self) -> dict[Basis, CrossFit]:
         """Candidates by basis, chosen on all folds but one."""
         return {
-            basis: CrossFit.of(extent, self.criteria.layer_share)
-            for basis, extent in self.extent.items()
+            basis: CrossFit.of(extents, self.criteria.layer_share)
+            for basis, extents in self.extents.items()
         }
 
     @cached_property
     def classes(self) -> dict[Basis, FeatureClasses]:
-        """Classes of the features by basis; the headline's is `fires`."""
-        return {
-            basis: self.classify(fires, self.extent["x" if basis == "fires" else basis])
-            for basis, fires in self.firing.items()
-        }
+        """Classes of the features by basis."""
+        return {basis: self.classify(fires) for basis, fires in self.firing.items()}
 
-    def classify(self, fires: Array, candidate: Array, screen: int | None = None) -> FeatureClasses:
+    def classify(self, fires: Array, screen: int | None = None) -> FeatureClasses:
         """Class the features by where they fire, with the same draws at every threshold."""
         return classify(
             fires,
-            candidate,
             layer_share=self.criteria.layer_share,
+            subsets=self.subsets,
             shifts=self.shifts,
             screen=screen,
         )
 
     @cached_property
-    def label(self) -> Array:
-        """(feature,), the class of each feature."""
-        return self.classes["fires"].label
+    def z_rms(self) -> Array | None:
+        """(feature,), root mean square of z over all sites and positions; None: not recorded."""
+        if not self.has("z_square"):
+            return None
+        square = self.statistics["z_square"].values.mean(axis=1, dtype=float)
+        return np.sqrt((square / self.counts.positions[:, None]).mean(axis=0))
 
     @cached_property
-    def outliers(self) -> Array:
-        """Positions with abs(x) at the magnitude, over all sites: (sequence, feature)."""
-        x = self.counts.at("x", self.criteria.magnitude)
-        return x.sum(axis=1, dtype=np.int64)
+    def kinds(self) -> Array | None:
+        """(feature,), how each feature's z comes to be large; None: not recorded."""
+        if not self.has("z_sum", "z_square", "z_first"):
+            return None
+        first = self.statistics["z_first"].values.astype(float)
+        return kind_of(
+            self.statistics["z_sum"].values - first,
+            self.statistics["z_square"].values - first**2,
+            self.firing[HEADLINE],
+            self.counts.positions,
+            magnitude=self.alpha(HEADLINE),
+            position_share=self.criteria.position_share,
+        )
+
+    @cached_property
+    def label(self) -> Array:
+        """(feature,), the class of each feature by the headline's basis."""
+        return self.classes[HEADLINE].label
+
+    @cached_property
+    def outliers(self) -> dict[Basis, Array]:
+        """Outlier values at the headline's thresholds, by basis: (sequence, feature)."""
+        return {
+            basis: at_firing(self.counts.at(basis, self.alpha(basis)), fires)
+            for basis, fires in self.firing.items()
+        }
 
     def sequence_table(self) -> pa.Table:
         """Describe the sequences, one row each, of SEQUENCE_SCHEMA."""

@@ -7,6 +7,9 @@ import xarray as xr
 from moe_outliers.stats import Array
 from moe_outliers.storage import parquet
 
+MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
+"""A massive activation is larger than the one, and than the other times the median."""
+
 USUAL = 0.5
 """A block shows massive activations if at least this share of the sequences does there."""
 
@@ -49,8 +52,41 @@ def growth(residual_max: Array) -> Array:
     return np.concatenate([np.full((len(ratio), 1), np.nan), ratio], axis=1)
 
 
+def massive_2024(residual_max: Array, residual_median: Array) -> Array:
+    """Tell whether a block's output has a massive activation, (sequence, block), bool.
+
+    Args:
+        residual_max: (sequence, block), largest abs(h).
+        residual_median: (sequence, block), median of abs(h) over all positions and features of that
+            output: element (N - 1) // 2 of the sorted values.
+
+    Source: Sun et al. 2024 (arXiv:2402.17762), section 2, and locuslab/massive-activations,
+        main_llm.py: abs(h) > 100, and > 1,000 times the median of the whole output. The median of
+        one position is another: that of a token with a massive activation is large itself.
+    """
+    return (residual_max > MASSIVE) & (
+        residual_max.astype(float) > MASSIVE_RATIO * residual_median.astype(float)
+    )
+
+
+def forming(massive: Array) -> Array:
+    """Tell at which blocks massive activations form, (block,), bool.
+
+    Args:
+        massive: (sequence, block), bool.
+
+    Returns:
+        Where at least half of the sequences have one, and behind the block before fewer than half.
+    """
+    often = massive.mean(axis=0) >= USUAL
+    return often & ~np.concatenate([[False], often[:-1]])
+
+
 def ratio(residual_max: Array, residual_median: Array) -> Array:
-    """Largest abs(h) over the median of abs(h), (sequence, block); NaN for a median of zero."""
+    """Largest abs(h) over the median of abs(h), (sequence, block); NaN for a median of zero.
+
+    It has no free scale, as a threshold of 100 has.
+    """
     median = residual_median.astype(float)
     return np.where(median > 0, residual_max / np.where(median > 0, median, 1), np.nan)
 
@@ -66,7 +102,8 @@ def blocks(statistics: xr.Dataset, delimiter: Array, model: str) -> pa.Table:
     feature = statistics["residual_top_feature"].values[:, :, 0]
     position = statistics["residual_top_position"].values[:, :, 0].astype(int)
     usual = np.array([np.bincount(column).argmax() for column in feature.T.astype(int)])
-    massive = (statistics["residual_massive"].values > 0).mean(axis=0)
+    largest = statistics["residual_max"].values
+    massive = massive_2024(largest, statistics["residual_median"].values).mean(axis=0)
     often = massive >= USUAL
     onset = np.zeros(len(often), dtype=bool)
     onset[often.argmax()] = often.any()
@@ -85,6 +122,6 @@ def blocks(statistics: xr.Dataset, delimiter: Array, model: str) -> pa.Table:
             "top_delimiter_share": at_delimiter.mean(axis=0),
             "massive_sequence_share": massive,
             "massive_onset": onset,
-            "residual_max_largest": statistics["residual_max"].values.max(axis=0),
+            "residual_max_largest": largest.max(axis=0),
         },
     )

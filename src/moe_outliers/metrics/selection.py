@@ -4,12 +4,13 @@ A feature that is chosen and scored on the same sequences looks better than it i
 takes extents whose sequences are in the order of their digests (`draws.order`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from moe_outliers.metrics.counts import ROUNDING
+from moe_outliers.metrics.counts import ROUNDING, reaches, site_extent
 from moe_outliers.stats import Array
 
 FOLDS = 4
@@ -19,17 +20,55 @@ SPLITS = 100
 """Random halvings for the stability."""
 
 
-def select(extent: Array, layer_share: float) -> Array:
-    """Choose candidates: features whose mean extent over sequences is large enough.
+SUBSET_SHARE = 0.75
+"""The smallest mean extent over a subset of the sites that makes a candidate by itself."""
 
-    Args:
-        extent: (sequence, feature), in [0, 1].
-        layer_share: the smallest mean extent.
 
-    Returns:
-        (feature,), bool.
+@dataclass(frozen=True)
+class Extents:
+    """Extents over all sites and over subsets of them: what makes a candidate.
+
+    Attributes:
+        whole: (sequence, feature), over all sites, in [0, 1].
+        parts: (sequence, feature) each, over the subsets.
     """
-    return extent.mean(axis=0) >= layer_share - ROUNDING
+
+    whole: Array
+    parts: tuple[Array, ...] = ()
+
+    @classmethod
+    def of(cls, fires: Array, subsets: Iterable[Array]) -> "Extents":
+        """Compute them from (sequence, site, feature), bool, and subsets, each (site,), bool."""
+        return cls(site_extent(fires), tuple(site_extent(fires[:, sites]) for sites in subsets))
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.whole)
+
+    def of_sequences(self, places: Array) -> "Extents":
+        """Take some sequences, by their places or a mask."""
+        return Extents(self.whole[places], tuple(part[places] for part in self.parts))
+
+    def select(self, layer_share: float) -> Array:
+        """Choose candidates: by the mean extent over all sites, or over a subset.
+
+        Args:
+            layer_share: the smallest mean extent over all sites; over a subset it is .75.
+
+        Returns:
+            (feature,), bool.
+        """
+        chosen = reaches(self.whole.mean(axis=0), layer_share)
+        for part in self.parts:
+            chosen |= reaches(part.mean(axis=0), SUBSET_SHARE)
+        return chosen
+
+    def passing(self, layer_share: float) -> Array:
+        """Say which features are candidates of each sequence by itself, (sequence, feature)."""
+        found = reaches(self.whole, layer_share)
+        for part in self.parts:
+            found |= reaches(part, SUBSET_SHARE)
+        return found
 
 
 @dataclass(frozen=True)
@@ -47,18 +86,19 @@ class CrossFit:
     passing: Array
 
     @classmethod
-    def of(cls, extent: Array, layer_share: float) -> "CrossFit":
+    def of(cls, extents: Extents, layer_share: float) -> "CrossFit":
         """Choose on each fold's complement.
 
         Args:
-            extent: (sequence, feature), at least two sequences.
-            layer_share: the smallest mean extent.
+            extents: of at least two sequences.
+            layer_share: the smallest mean extent over all sites.
         """
-        fold = np.arange(len(extent)) % min(FOLDS, len(extent))
+        fold = np.arange(len(extents)) % min(FOLDS, len(extents))
         folds = range(fold.max() + 1)
-        chosen = np.stack([select(extent[fold != k], layer_share) for k in folds])
-        held_out = np.stack([select(extent[fold == k], layer_share) for k in folds])
-        return cls(fold, chosen, (chosen & held_out).sum(axis=1))
+        chosen = [extents.of_sequences(fold != k).select(layer_share) for k in folds]
+        held_out = [extents.of_sequences(fold == k).select(layer_share) for k in folds]
+        passing = (np.stack(chosen) & np.stack(held_out)).sum(axis=1)
+        return cls(fold, np.stack(chosen), passing)
 
     @property
     def features(self) -> float:
@@ -117,33 +157,32 @@ class Agreement:
     spearman: float
 
     @classmethod
-    def of(cls, one: Array, other: Array, layer_share: float) -> "Agreement":
-        """Compare extents, each (sequence, feature)."""
-        first, second = select(one, layer_share), select(other, layer_share)
+    def of(cls, one: Extents, other: Extents, layer_share: float) -> "Agreement":
+        """Compare the candidates of two sets of sequences, and their extents over all sites."""
+        first, second = one.select(layer_share), other.select(layer_share)
         union = first | second
         if not union.any():
             return cls(np.nan, np.nan)
-        pair = one.mean(axis=0)[union], other.mean(axis=0)[union]
+        pair = one.whole.mean(axis=0)[union], other.whole.mean(axis=0)[union]
         enough = union.sum() >= 3 and all(np.ptp(side) > ROUNDING for side in pair)
         spearman = float(stats.spearmanr(*pair).statistic) if enough else np.nan
         return cls(float((first & second).sum() / union.sum()), spearman)
 
 
-def stability(extent: Array, layer_share: float, rng: np.random.Generator) -> list[Agreement]:
+def stability(extents: Extents, layer_share: float, rng: np.random.Generator) -> list[Agreement]:
     """Compare random halves of the sequences (M19), one agreement a split.
 
     Args:
-        extent: (sequence, feature), at least two sequences.
-        layer_share: the smallest mean extent.
+        extents: of at least two sequences.
+        layer_share: the smallest mean extent over all sites.
         rng: draws the halves.
     """
     agreements = []
     for _ in range(SPLITS):
-        shuffled = rng.permutation(len(extent))
-        half = len(extent) // 2
-        agreements.append(
-            Agreement.of(extent[shuffled[:half]], extent[shuffled[half:]], layer_share)
-        )
+        shuffled = rng.permutation(len(extents))
+        half = len(extents) // 2
+        parts = (extents.of_sequences(shuffled[:half]), extents.of_sequences(shuffled[half:]))
+        agreements.append(Agreement.of(*parts, layer_share))
     return agreements
 
 
@@ -166,14 +205,15 @@ class LeftOut:
     agreement: Agreement
 
     @classmethod
-    def of(cls, extent: Array, sequence: int, layer_share: float) -> "LeftOut":
-        """Leave one sequence out of (sequence, feature) extents, at least two sequences."""
-        others, one = np.delete(extent, sequence, axis=0), extent[[sequence]]
-        chosen, alone = select(others, layer_share), select(one, layer_share)
+    def of(cls, extents: Extents, sequence: int, layer_share: float) -> "LeftOut":
+        """Leave one sequence out of the extents of at least two."""
+        place = np.arange(len(extents)) == sequence
+        others, one = extents.of_sequences(~place), extents.of_sequences(place)
+        chosen, alone = others.select(layer_share), one.select(layer_share)
         return cls(
             int(chosen.sum()),
             int(alone.sum()),
             int((chosen & alone).sum()),
-            float(one[0, chosen].mean()) if chosen.any() else np.nan,
+            float(one.whole[0, chosen].mean()) if chosen.any() else np.nan,
             Agreement.of(one, others, layer_share),
         )

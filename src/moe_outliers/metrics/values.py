@@ -23,8 +23,8 @@ NO_FEATURES = "no features of this class"
 
 KEYS = {
     "metric": (pa.string(), "name of the metric; the table `metrics` defines each"),
-    "basis": (pa.string(), "what fires: `fires` (x and z), `x` or `z`; docs/method.md"),
-    "alpha": (pa.float64(), "threshold of abs(x), for basis z of abs(z)"),
+    "basis": (pa.string(), "whose size is asked for: z, x or y; docs/method.md"),
+    "alpha": (pa.float64(), "threshold of the basis's abs value"),
     "position_share": (
         pa.float64(),
         "share of a sequence's positions at which a site fires; 0: one position",

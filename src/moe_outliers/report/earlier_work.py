@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+from moe_outliers.metrics.counts import HEADLINE
 from moe_outliers.storage import parquet
 
 SCHEMA = parquet.schema(
@@ -34,9 +35,13 @@ SCHEMA = parquet.schema(
 """One row an expectation of a selected model."""
 
 PUBLISHED = parquet.schema(
+    dense_model=(pa.string(), "family of the model; empty where only its size is told"),
     params_b=(pa.float64(), "parameters, in 10^9"),
     layer_share=(pa.float64(), "share of the layers that outlier features affect"),
     position_share=(pa.float64(), "share of the sequence dimensions that they affect"),
+    perplexity=(pa.float64(), "on C4; empty where it is not told"),
+    n_dims=(pa.int32(), "outlier features; empty where it is not told"),
+    one_sided=(pa.int32(), "one-sided ones among them"),
     source=(pa.string(), "where the numbers are from"),
 )
 """One row a published point of other models, for the figures."""
@@ -99,7 +104,10 @@ def compare(
 def published(reference: Mapping[str, Any]) -> pa.Table:
     """Return the published points of other models, of PUBLISHED."""
     sources = reference["sources"]
-    rows = [entry | {"source": sources[entry["source"]]} for entry in reference["published"]]
+    rows = [
+        dict.fromkeys(PUBLISHED.names) | entry | {"source": sources[entry["source"]]}
+        for entry in reference["published"]
+    ]
     return parquet.of_rows(PUBLISHED, rows)
 
 
@@ -111,7 +119,7 @@ def _measured(intervals: pa.Table, sensitivity: pa.Table) -> dict[tuple[str, str
         (row.model, row.metric): row.estimate for row in old.itertuples()
     }
     cells = sensitivity.to_pandas()
-    for row in cells[cells["headline"] & (cells["basis"] == "fires")].itertuples():
+    for row in cells[cells["headline"] & (cells["basis"] == HEADLINE)].itertuples():
         quantities[row.model, "model_class"] = row.model_class
         quantities[row.model, "n_systematic"] = float(row.n_systematic)
     return quantities

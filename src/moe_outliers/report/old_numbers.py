@@ -14,7 +14,7 @@ LEGACY = parquet.schema(
     legacy=(REAL, "the old system's number on these statistics; biased"),
     legacy_metric=(TEXT, "its name in the table `intervals`"),
     published=(REAL, "the number in the old system's results table; empty where it has none"),
-    basis=(TEXT, "of the corrected number: x as the old one, or fires"),
+    basis=(TEXT, "of the corrected number: x as the old one, or z"),
     corrected=(REAL, "the corrected number"),
     low=(REAL, "lower end of its interval; empty where there is none"),
     high=(REAL, "upper end of its interval"),
@@ -25,7 +25,7 @@ LEGACY = parquet.schema(
 CORRECTED = {
     "count": ("legacy_count", "n_dims"),
     "layer_share": ("legacy_layer_mean_share", "extent_site_share"),
-    "position_share": ("legacy_position_mean_share", "sd_pair_share"),
+    "position_share": ("legacy_position_mean_share", "sd_firing_share"),
 }
 
 
@@ -55,7 +55,7 @@ def beside_corrected(models: list[str], intervals: pa.Table, compared: pa.Table)
     rows = []
     for model in models:
         for quantity, (before, after) in CORRECTED.items():
-            for basis in ("x", "fires"):
+            for basis in ("x", "z"):
                 corrected = numbers[model, after, basis]
                 rows.append(
                     {

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.report import sentences
+from moe_outliers.report import conditions, sentences, words
 from moe_outliers.report.figures.captions import caption, share
 from moe_outliers.report.figures.catalogue import FIGURES
 from moe_outliers.stats.multiplicity import LEVEL
@@ -28,7 +28,7 @@ MARKS = {
     "banded": "■",
     "probabilistic": "▲",
     "mixed": "◐",
-    "gain_explained": "✖",
+    "out_of_reach": "✖",
     "indeterminate": "◆",
     "no_outliers": "○",
     "unclassified": "✚",
@@ -45,7 +45,7 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         costs: as `costs` returns them.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"interval": sentences.interval, "named": sentences.named}
+    environment.filters |= {"interval": words.interval, "named": words.named}
     template = (resources.files("moe_outliers") / "data" / TEMPLATE).read_text(encoding="utf-8")
     criteria = Criteria(**summary["settings"]["outliers"])
     figures = {name: _figure(name, plots, criteria) for name in FIGURES}
@@ -53,14 +53,19 @@ def render(summary: Mapping[str, Any], plots: Path, costs: Sequence[Mapping[str,
         version=__version__,
         summary=summary,
         headline=sentences.headline(summary),
-        measured=sentences.measured(summary),
-        classes=[(kind, sentences.CLASSES[kind]) for kind in sentences.classes(summary)],
+        otherwise=list(sentences.otherwise(summary)),
+        glossary=words.glossary(criteria),
+        measured=conditions.measured(summary),
+        texts=conditions.texts(summary),
+        level_said=conditions.level(summary),
+        classes=[(kind, words.CLASSES[kind]) for kind in sentences.classes(summary)],
         marks=MARKS,
         level=share(LEVEL),
         differences=list(sentences.differences(summary)),
+        undecidable=sentences.undecidable(summary),
         correlations=list(sentences.correlations(summary)),
         sections={s: [f for f in figures.values() if f["section"] == s] for s in SECTIONS},
-        models=[_model(model, own) for model, own in sentences.models_of(summary).items()],
+        models=[_model(model, own) for model, own in words.models_of(summary).items()],
         validation=summary["validation"],
         costs=costs,
         dollars=sum(row["dollars"] or 0 for row in costs),
@@ -112,12 +117,13 @@ def _figure(name: str, plots: Path, criteria: Criteria) -> dict[str, str]:
 
 
 def _model(model: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    features = [row for row in summary["features"] if row["class"] != "none"]
+    features = [row for row in summary["features"] if row["relation"]]
     return {
         "name": model,
         "found": summary,
         "how_sure": sentences.how_sure(model, summary),
         "evidence": sentences.evidence(summary),
+        "by_class": sentences.by_class(summary),
         "numbers": list(sentences.numbers(summary)),
         "features": features[:FEATURES],
         "controls": list(sentences.controls(summary)),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from moe_outliers.metrics.classes import OUT_OF_REACH
 from moe_outliers.metrics.values import of_whole_model
 from moe_outliers.storage import parquet
 
@@ -14,7 +15,7 @@ SCHEMA = parquet.schema(
     headline=(
         pa.string(), "model_class, extent_site_share, sd_pair_share or n_dims_sequence"
     ),
-    basis=(pa.string(), "what fires: `fires`, `x` or `z`"),
+    basis=(pa.string(), "whose size is asked for: z, x or y"),
     along=(pa.string(), "the threshold that moves: alpha or position_share; the other stays"),
     at=(pa.float64(), "its value in the headline"),
     low=(pa.float64(), "smallest value to which the answer stays the same without a break"),
@@ -24,8 +25,8 @@ SCHEMA = parquet.schema(
 )  # fmt: skip
 """One row a model, answer, basis and threshold.
 
-A number is the same if its estimate lies within the headline's interval, or equals it where there
-is none.
+Thresholds that are out of reach are left out, and so is a model whose headline is. A number is the
+same if its estimate lies within the headline's interval, or equals it where there is none.
 """
 
 NUMBERS = ("extent_site_share", "sd_pair_share", "n_dims_sequence")
@@ -43,6 +44,9 @@ def stable_ranges(sensitivity: pa.Table, intervals: pa.Table) -> pa.Table:
     numbers = numbers[numbers["metric"].isin(NUMBERS)]
     rows = []
     for (model, basis), group in cells.groupby(["model", "basis"], sort=False):
+        beyond = group.loc[group["model_class"] == OUT_OF_REACH, "alpha"].unique()
+        if group.loc[group["headline"], "alpha"].isin(beyond).any():
+            continue
         answers = {"model_class": group.assign(same=_same_class(group))}
         of = numbers[(numbers["model"] == model) & (numbers["basis"] == basis)]
         for metric, part in of.groupby("metric", sort=False):
@@ -51,6 +55,7 @@ def stable_ranges(sensitivity: pa.Table, intervals: pa.Table) -> pa.Table:
             for along, other in (("alpha", "position_share"), ("position_share", "alpha")):
                 at = answer[answer["headline"]].iloc[0]
                 line = answer[answer[other] == at[other]].sort_values(along)
+                line = line[~line["alpha"].isin(beyond)]
                 if name == "model_class":
                     line = line[line["model_class"].notna()]
                 rows.append(

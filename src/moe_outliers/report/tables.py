@@ -30,17 +30,34 @@ MODELS = parquet.schema(
     family=(TEXT, "model_type of the checkpoint"),
     dtype=(TEXT, "type of the norms' output that was measured"),
     sequences=(WHOLE, "sequences that were read"),
+    documents=(WHOLE, "documents that these are from: below `sequences` they depend on each other"),
     tokens=(WHOLE, "positions of each"),
     model_class=(
         TEXT,
-        "systematic, probabilistic, banded, gain_explained, mixed, indeterminate, no_outliers; "
-        "unclassified: fewer than 8 sequences",
+        "by z: systematic, probabilistic, banded, mixed, indeterminate, no_outliers; unclassified: "
+        "fewer than 8 sequences; out_of_reach: the magnitude is above sqrt(width) / 2",
     ),
-    class_x=(TEXT, "class from x alone"),
-    class_z=(TEXT, "class from z alone, at 3"),
-    candidates=(WHOLE, "candidates over all sequences, by x"),
-    n_dims=(REAL, "M12: outlier features, by x and z"),
+    at_threshold=(
+        pa.bool_(),
+        "the 95 % t interval of the largest mean extent by z holds layer_share",
+    ),
+    one_text_decides=(
+        TEXT,
+        "the sequences without which the class is another, and that class; empty: none is",
+    ),
+    class_x=(TEXT, "class by x, the rule of 2022; the gains' convention moves it"),
+    class_y=(TEXT, "class by y; empty: not recorded"),
+    class_not_wide=(TEXT, "class by z without wide features; empty: not recorded"),
+    class_energy=(TEXT, "class by z at the stored threshold nearest to 1/80 of a token's energy"),
+    energy_alpha=(REAL, "that threshold"),
+    candidates=(WHOLE, "candidates over all sequences, by z"),
+    candidates_x=(WHOLE, "candidates by x"),
+    n_dims=(REAL, "M12: outlier features, by z"),
     surrogate_n_dims=(WHOLE, "candidates by x that Gaussian activations would give"),
+    surrogate_wide=(
+        REAL,
+        "candidates by z that a lognormal of ordinary sizes would give; empty: not recorded",
+    ),
 )
 """One row a model."""
 
@@ -145,6 +162,8 @@ def _models(
     for model, tables in models.items():
         cells = tables["sensitivity"].to_pandas()
         headline = cells[cells["headline"]].set_index("basis")
+        own_share = cells["position_share"] == headline.loc["z", "position_share"]
+        energy = cells[cells["energy"] & own_share].iloc[0]
         attributes = dict(
             zip(*(tables["provenance"][n].to_pylist() for n in ("attribute", "value")), strict=True)
         )
@@ -156,16 +175,37 @@ def _models(
                 "family": attributes.get("family"),
                 "dtype": attributes.get("norm_dtype"),
                 "sequences": tables["sequences"].num_rows,
+                "documents": len(set(tables["sequences"]["document"].to_pylist())),
                 "tokens": tables["sequences"]["tokens"][0].as_py(),
-                "model_class": headline.loc["fires", "model_class"],
+                "model_class": headline.loc["z", "model_class"],
+                "at_threshold": bool(headline.loc["z", "at_threshold"]),
+                "one_text_decides": _deciding(tables, headline.loc["z", "model_class"]),
                 "class_x": headline.loc["x", "model_class"],
-                "class_z": headline.loc["z", "model_class"],
-                "candidates": int(headline.loc["fires", "candidates"]),
-                "n_dims": headline.loc["fires", "n_dims"],
+                "class_y": headline["model_class"].get("y"),
+                "class_not_wide": headline.loc["z", "class_not_wide"],
+                "class_energy": energy["model_class"],
+                "energy_alpha": energy["alpha"],
+                "candidates": int(headline.loc["z", "candidates"]),
+                "candidates_x": int(headline.loc["x", "candidates"]),
+                "n_dims": headline.loc["z", "n_dims"],
                 "surrogate_n_dims": int(headline.loc["x", "surrogate_n_dims"]),
+                "surrogate_wide": headline.loc["z", "surrogate_wide"],
             }
         )
     return parquet.of_rows(MODELS, described)
+
+
+def _deciding(tables: Mapping[str, pa.Table], model_class: str) -> str | None:
+    """Name the sequences without which a model is of another class, and that class."""
+    documents = dict(
+        zip(*(tables["sequences"][n].to_pylist() for n in ("sequence", "document")), strict=True)
+    )
+    others = [
+        f"sequence {row['sequence']} ({documents[row['sequence']]}): {row['model_class']}"
+        for row in tables["cross_batch"].to_pylist()
+        if row["basis"] == "z" and row["model_class"] not in (None, model_class)
+    ]
+    return "; ".join(others) or None
 
 
 def _catalogue() -> pa.Table:

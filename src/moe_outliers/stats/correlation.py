@@ -56,10 +56,15 @@ def spearman(x: Array, y: Array, rng: np.random.Generator) -> Correlation:
     return Correlation(rho, p, len(orders))
 
 
-def least_significant(models: int) -> float:
-    """Return the smallest abs(rho) without ties whose exact p is at most .05; NaN if none is.
+def least_significant(models: int, level: float = LEVEL) -> float:
+    """Return the smallest abs(rho) without ties whose exact p is at most a level.
 
-    Five models need 1, seven .79.
+    Args:
+        models: how many are correlated.
+        level: of the test; with Holm's correction over m correlations the first needs .05 / m.
+
+    Returns:
+        NaN where no rho is enough. At .05 five models need 1, seven .79; at .05 / 104 seven need 1.
     """
     if not 3 <= models <= EXACT:
         return math.nan
@@ -68,7 +73,7 @@ def least_significant(models: int) -> float:
     sizes = np.sort(np.abs(ranks[orders] @ ranks))
     values = np.unique(np.round(sizes, 9))
     p = 1 - np.searchsorted(sizes, values - ROUNDING) / len(sizes)
-    enough = values[p <= LEVEL + ROUNDING]
+    enough = values[p <= level * (1 + ROUNDING)]
     return float(enough[0]) if len(enough) else math.nan
 
 

@@ -17,6 +17,13 @@ CHUNK = 2_000_000
 ROUNDING = 1e-12
 """Values that differ by less than this, relative to the largest, are equal."""
 
+DECIDING = 1 / 3
+"""One sequence decides an estimate that moves without it by more than this part of the interval's
+half width."""
+
+TWO_VALUES = "two values"
+"""Note of an interval whose ends are exact quantiles, without resamples."""
+
 EXPANDED_BCA = "expanded BCa"
 EDGE = "edge"
 T = "t"
@@ -56,7 +63,8 @@ def of_means(values: Array, drawn: Array, share: Array, *, confidence: float) ->
 
     Constant data tell a bootstrap nothing. For a share whose n values all equal c the interval is
     [c (1 - e), c + (1 - c) e] with e = 1 - tail^(1/n): a sequence with another value that has
-    probability e would have been missed by all n with probability `tail`.
+    probability e would have been missed by all n with probability `tail`. Where there are just two
+    values the resampled mean is binomial: its quantiles are exact, and no resample is drawn.
 
     Args:
         values: (sequence, quantity), at least one sequence, no NaN.
@@ -74,7 +82,10 @@ def of_means(values: Array, drawn: Array, share: Array, *, confidence: float) ->
     constant = _constant(values)
     if n >= 2:
         size = max(1, CHUNK // len(drawn))
-        varying = np.flatnonzero(~constant)
+        two = ~constant & _two_valued(values)
+        for place in np.flatnonzero(two):
+            low[place], high[place] = _of_two_values(values[:, place], tail)
+        varying = np.flatnonzero(~constant & ~two)
         for part in (varying[i : i + size] for i in range(0, len(varying), size)):
             low[part], high[part] = _expanded_bca(values[:, part], drawn, tail)
     edge = constant & share
@@ -82,8 +93,10 @@ def of_means(values: Array, drawn: Array, share: Array, *, confidence: float) ->
     low[edge] = estimate[edge] * (1 - reach)
     high[edge] = estimate[edge] + (1 - estimate[edge]) * reach
     method = np.where(edge, EDGE, np.where(np.isnan(low), NONE, EXPANDED_BCA))
-    note = "one sequence" if n < 2 else "constant"
-    return Intervals(estimate, low, high, method, np.where(constant, note, ""))
+    note = np.where(constant, "one sequence" if n < 2 else "constant", "")
+    if n >= 2:
+        note = np.where(two, TWO_VALUES, note)
+    return Intervals(estimate, low, high, method, note)
 
 
 def of_differences(differences: Array, *, confidence: float) -> Intervals:
@@ -110,6 +123,27 @@ def of_differences(differences: Array, *, confidence: float) -> Intervals:
     )
 
 
+def deciding(values: Array, made: Intervals) -> Array:
+    """Find the one sequence that decides an estimate, if one does.
+
+    Args:
+        values: (sequence, quantity), the values that the intervals were made of.
+        made: the intervals.
+
+    Returns:
+        (quantity,), the place of the sequence whose leaving out moves the estimate most, if that
+        is by more than a third of the interval's half width; else -1, as without an interval.
+    """
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], -1)
+    moves = np.abs(values - made.estimate) / (n - 1)
+    place = moves.argmax(axis=0)
+    most = moves[place, np.arange(values.shape[1])]
+    reach = np.nan_to_num((made.high - made.low) / 2, nan=np.inf)
+    return np.where(most > DECIDING * reach + ROUNDING, place, -1)
+
+
 def expanded_tail(tail: float, n: int) -> float:
     """Return the normal tail whose percentiles give a bootstrap of n values the width of t.
 
@@ -126,13 +160,44 @@ def _expanded_bca(values: Array, drawn: Array, tail: float) -> tuple[Array, Arra
     near = ROUNDING * np.abs(values).max(axis=0)
     below = (replicates < (theta - near)[:, None]).sum(axis=1)
     equal = (replicates <= (theta + near)[:, None]).sum(axis=1) - below
-    z0 = special.ndtri(np.clip((below + equal / 2) / total, 1 / (2 * total), 1 - 1 / (2 * total)))
-    centred = values - theta
-    acceleration = (centred**3).sum(0) / (6 * (centred**2).sum(0) ** 1.5)
-    z = special.ndtri(expanded_tail(tail, n))
-    shifted = z0 + np.array([[z], [-z]])
-    ends = special.ndtr(z0 + shifted / np.maximum(1 - acceleration * shifted, ROUNDING))
+    share = np.clip((below + equal / 2) / total, 1 / (2 * total), 1 - 1 / (2 * total))
+    ends = _bca(values, share, tail)
     return _quantile(replicates, ends[0]), _quantile(replicates, ends[1])
+
+
+def _bca(values: Array, share: Array, tail: float) -> Array:
+    """Return the places of the limits in the resampled means, in [0, 1]: (2, quantity).
+
+    Args:
+        values: (sequence, quantity), varying.
+        share: (quantity,), share of the resampled means below the estimate, half of those at it.
+        tail: of the interval.
+    """
+    centred = values - values.mean(axis=0)
+    acceleration = (centred**3).sum(0) / (6 * (centred**2).sum(0) ** 1.5)
+    z0 = special.ndtri(share)
+    z = special.ndtri(expanded_tail(tail, len(values)))
+    shifted = z0 + np.array([[z], [-z]])
+    ends: Array = special.ndtr(z0 + shifted / np.maximum(1 - acceleration * shifted, ROUNDING))
+    return ends
+
+
+def _two_valued(values: Array) -> Array:
+    """Say which quantities have no value but their smallest and their largest."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    near = ROUNDING * np.abs(values).max(axis=0)
+    return ((values <= low + near) | (values >= high - near)).all(axis=0)
+
+
+def _of_two_values(values: Array, tail: float) -> tuple[float, float]:
+    """Return the expanded BCa limits of a quantity with two values: the count is binomial."""
+    n, low, high = len(values), values.min(), values.max()
+    larger = int((values > (low + high) / 2).sum())
+    counts = stats.binom(n, larger / n)
+    share = counts.cdf(larger) - counts.pmf(larger) / 2
+    ends = _bca(values[:, None], np.array([share]), tail)[:, 0]
+    first, second = (low + (high - low) * counts.ppf(end) / n for end in ends)
+    return float(first), float(second)
 
 
 def _quantile(ordered: Array, at: Array) -> Array:

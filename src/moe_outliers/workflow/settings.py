@@ -29,7 +29,9 @@ def check(config: Mapping[str, Any], schemas: Path) -> None:
     alphas = config["extract"]["alphas"]
     if alphas != sorted(alphas):
         raise ValueError(f"config: extract.alphas must ascend, got {alphas}")
-    for needed in (3, 6, config["outliers"]["magnitude"]):
+    magnitude = config["outliers"]["magnitude"]
+    own = [magnitude[b] for b in ("z", "x")] if isinstance(magnitude, Mapping) else [magnitude]
+    for needed in (6, *own):
         if needed not in alphas:
             raise ValueError(f"config: extract.alphas must contain {needed:g}, got {alphas}")
     source, revision = config["data"]["source"], config["data"]["revision"]

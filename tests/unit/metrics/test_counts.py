@@ -24,9 +24,9 @@ def test_planted_counts_extents_and_shares_are_exact(planted):
     x = planted.at("x", 6)
     assert (x[:, 2:8, 3] == 30).all()
     assert x.sum() == 4 * 6 * 30
-    for basis in ("x", "z", "fires"):
-        alpha = 3 if basis == "z" else 6
-        fires = planted.firing(basis, alpha, 0.06)
+    assert planted.bases == ("z", "x")  # y is not recorded
+    for basis in planted.bases:
+        fires = planted.firing(basis, 6, 0.06)
         assert (counts.site_extent(fires)[:, 3] == 0.5).all()
         assert (counts.block_extent(fires)[:, 3] == 0.5).all()
         assert fires.sum() == 4 * 6
@@ -56,7 +56,7 @@ def test_the_least_count_is_the_smallest_that_reaches_the_share(positions, thous
 
 
 def test_the_band_is_found(planted):
-    band = Band.of(planted.firing("fires", 6, 0.06))
+    band = Band.of(planted.firing("z", 6, 0.06))
     assert (band.onset[3], band.offset[3], band.fill[3]) == (2, 7, 1.0)
     assert (band.onset[4], band.offset[4]) == (-1, -1)
     assert np.isnan(band.fill[4])
@@ -71,7 +71,7 @@ def test_half_of_the_sequences_are_enough_for_the_band():
 
 
 def test_doubling_the_sites_is_not_more_layers(planted):
-    fires = planted.firing("fires", 6, 0.06)
+    fires = planted.firing("z", 6, 0.06)
     twice = np.repeat(fires, 2, axis=1)
     assert np.array_equal(counts.site_extent(twice), counts.site_extent(fires))
 
@@ -94,7 +94,7 @@ def test_gain_moves_x_and_not_z():
 
 
 def test_a_threshold_that_was_not_counted_is_refused(planted):
-    with pytest.raises(ValueError, match="no counts at threshold 7"):
+    with pytest.raises(ValueError, match="no counts of x at threshold 7"):
         planted.at("x", 7)
 
 
@@ -102,3 +102,32 @@ def test_sites_out_of_order_are_refused():
     data, _ = synthetic.planted([], SHAPE)
     with pytest.raises(ValueError, match="attn_in and mlp_in"):
         Counts.of(data.isel(site=slice(1, None)))
+
+
+def test_counts_of_y_have_thresholds_of_their_own_and_are_there_where_they_are_recorded():
+    data, _ = synthetic.planted([Plant(3, size=6.5)], SHAPE)
+    y = data["z_count"].values[:, :, [3, 0]]  # as if of 8 and 12, which x and z do not have alike
+    data = data.assign_coords(y_alpha=[8.0, 12.5])
+    data["y_count"] = (("sequence", "site", "y_alpha", "feature"), y)
+    found = Counts.of(data)
+    assert found.bases == ("z", "x", "y")
+    assert np.array_equal(found.at("y", 8), y[:, :, 0])
+    assert np.array_equal(found.at("y", 12.5), y[:, :, 1])
+    with pytest.raises(ValueError, match=r"no counts of y at threshold 6; stored are: 8, 12\.5"):
+        found.at("y", 6)
+
+
+def test_z_is_asked_up_to_half_of_what_it_can_be_and_x_at_any_threshold():
+    assert counts.reach("z", 256) == 8
+    assert counts.reach("y", 2880) == pytest.approx(26.8, abs=0.1)
+    assert counts.reach("x", 64) == np.inf
+
+
+def test_outlier_values_are_those_of_the_firing_sites(planted):
+    x, fires = planted.at("x", 3), planted.firing("x", 3, 0.06)
+    wanted = [
+        [sum(int(x[s, p, d]) for p in range(12) if fires[s, p, d]) for d in range(64)]
+        for s in range(4)
+    ]
+    assert counts.at_firing(x, fires).tolist() == wanted
+    assert counts.at_firing(x, fires).sum() < x.sum()  # the tails of ordinary features

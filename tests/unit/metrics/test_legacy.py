@@ -44,7 +44,9 @@ def test_legacy_numbers_are_those_of_the_old_rule_on_the_activations(old_model, 
     x[0, :, 3, 11:20] = 5.99  # six only after rounding
     tokens = synthetic.tokens_of(shape)
     data = synthetic.reduce(x, z, np.full((12, 64), gain, np.float32), tokens, shape)
-    found = measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)["values"].to_pandas()
+    found = measure("m", data, tokens, Criteria({"z": 4, "x": 6, "y": 4}, 0.25, 0.06), 0)[
+        "values"
+    ].to_pandas()
     found = found.set_index("metric")["value"]
     count, layers, positions = old_model(x)
     assert found["legacy_count"] == count
@@ -56,20 +58,20 @@ def test_legacy_numbers_are_those_of_the_old_rule_on_the_activations(old_model, 
 def test_noise_at_gain_two_is_all_systematic_by_the_old_rule_and_none_by_ours():
     shape = Shape(sequences=8, blocks=28, width=64, positions=320)
     data, tokens = synthetic.planted([], shape, gain=2.0)
-    tables = measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)
+    tables = measure("m", data, tokens, Criteria({"z": 4, "x": 6, "y": 4}, 0.25, 0.06), 0)
     values = tables["values"].to_pandas().set_index("metric")["value"]
     assert values["legacy_count"] == 8 * 64
     assert values["legacy_distinct"] == 64
     assert set(tables["features"]["class"].to_pylist()) == {"none"}
-    cells = tables["sensitivity"].to_pandas().query("headline and basis == 'fires'")
+    cells = tables["sensitivity"].to_pandas().query("headline and basis == 'z'")
     assert cells["model_class"].item() == "no_outliers"
 
 
 def test_one_planted_feature_is_one_feature():
     shape = Shape(sequences=4, blocks=8, width=64, positions=128)
     data, tokens = synthetic.planted([Plant(9, size=7)], shape)
-    tables = measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)
+    tables = measure("m", data, tokens, Criteria({"z": 4, "x": 6, "y": 4}, 0.25, 0.06), 0)
     values = tables["values"].to_pandas().set_index("metric")["value"]
     assert (values["legacy_count"], values["legacy_distinct"]) == (4, 1)
-    at = tables["sensitivity"].to_pandas().query("headline and basis == 'fires'").iloc[0]
+    at = tables["sensitivity"].to_pandas().query("headline and basis == 'z'").iloc[0]
     assert at["n_dims"] == 1

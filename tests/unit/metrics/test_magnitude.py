@@ -7,6 +7,7 @@ from support import synthetic
 from support.synthetic import Shape
 
 from moe_outliers.metrics import magnitude, moments
+from moe_outliers.metrics import surrogate as surrogate_module
 from moe_outliers.metrics.counts import Counts
 from moe_outliers.metrics.magnitude import Extremes, Gains, Magnitudes
 from moe_outliers.metrics.surrogate import Surrogate
@@ -43,13 +44,13 @@ def test_extremes_are_those_of_the_activations(activations):
 
 def test_magnitudes_are_quartiles_over_firing_sites_and_sequences(activations):
     _, z, _, data, _ = activations
-    fires = Counts.of(data).firing("x", 6, 0.06)
-    size = Magnitudes.of(Extremes.of(data), fires, moments.rms(data))
+    fires, by_z = (Counts.of(data).firing(b, a, 0.06) for b, a in (("x", 6), ("z", 4)))
+    size = Magnitudes.of(Extremes.of(data), fires, by_z, moments.rms(data))
     there = fires[:, :, 5]
     assert there.any()
     extremes = Extremes.of(data).signed[:, :, 5][there]
     assert np.allclose(size.quartiles[:, 5], np.quantile(extremes, (0.25, 0.5, 0.75)))
-    assert size.z[5] == np.median(np.abs(z[..., 5]).max(axis=2)[there])
+    assert size.z[5] == np.median(np.abs(z[..., 5]).max(axis=2)[by_z[:, :, 5]])
     assert abs(size.largest[5]) == np.abs(data.x_max.values[..., 5]).max() or size.largest[5] < 0
     assert np.isnan(size.quartiles[:, 9]).all()
     assert not np.isnan(size.largest).any()
@@ -57,7 +58,8 @@ def test_magnitudes_are_quartiles_over_firing_sites_and_sequences(activations):
 
 def test_the_gain_and_z_at_the_largest_value_add_up_to_it(activations):
     _, _, gain, data, _ = activations
-    size = Magnitudes.of(Extremes.of(data), Counts.of(data).firing("x", 6, 0.06), moments.rms(data))
+    fires = Counts.of(data).firing("x", 6, 0.06)
+    size = Magnitudes.of(Extremes.of(data), fires, fires, moments.rms(data))
     gains = Gains.of(gain, size.largest_site)
     z = np.abs(size.largest) / gains.at_largest
     assert np.allclose(z, size.largest_z, rtol=1e-6)  # one gain at all sites: the same place
@@ -149,7 +151,8 @@ def test_the_surrogate_expects_what_gaussian_activations_show():
         return surrogate.features(surrogate.coverage(basis, alpha), share, 0.25)
 
     assert candidates("x", 6, 0.06) == (2, pytest.approx(0.95, abs=0.05))
-    assert candidates("fires", 6, 0.06)[0] == 0
+    assert candidates("z", 6, 0.06)[0] == 0
+    assert np.isnan(surrogate.coverage("y", 6)).all()  # what reads the sites is not known
     assert candidates("z", 3, 0.0)[0] == 400
 
 
@@ -158,10 +161,26 @@ def test_the_surrogates_extent_is_the_binomial_chance_to_fire(share):
     gain = np.linspace(0.5, 5, 40)[None]
     surrogate = Surrogate(gain, np.zeros_like(gain), 2048)
     enough = max(1, int(np.ceil(share * 2048)))
-    x, z = 2 * stats.norm.sf(6 / gain[0]), 2 * stats.norm.sf(3)
-    for basis, chance in (("x", x), ("fires", np.minimum(x, z))):
+    for basis, chance in (("x", 2 * stats.norm.sf(6 / gain[0])), ("z", 2 * stats.norm.sf(6))):
         wanted = stats.binom.sf(enough - 1, 2048, chance)
         assert np.allclose(surrogate.extent(surrogate.coverage(basis, 6), share), wanted, atol=2e-4)
+
+
+def test_ordinary_sizes_alone_give_the_wide_features_that_they_are_expected_to():
+    """Width 2,880 and a lognormal of sigma .5: about 7 features pass, by their sizes alone."""
+    rng = np.random.default_rng(0)
+    numbers, expected = [], []
+    for _ in range(40):
+        rms = rng.lognormal(0, 0.5, 2880)
+        rms /= np.sqrt((rms**2).mean())
+        chance = 2 * stats.norm.sf(6 / rms)
+        numbers.append((chance >= 0.06).sum())
+        planted = np.concatenate([rms[:-4], [12.0] * 4])  # outliers must not widen it
+        expected.append(surrogate_module.expected_wide(planted, 6, 0.06))
+    assert np.mean(expected) == pytest.approx(np.mean(numbers), rel=0.15)
+    assert 4 < np.mean(numbers) < 10
+    assert surrogate_module.expected_wide(np.ones(100), 6, 0.06) == 0
+    assert np.isnan(surrogate_module.expected_wide(np.ones(100), 6, 0.0))
 
 
 def test_the_surrogate_has_an_offset_where_the_norm_has():

@@ -14,7 +14,7 @@ from moe_outliers.metrics.measure import TABLES, VARIABLES, measure
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED
 from moe_outliers.storage import statistics_file
 
-CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
+CRITERIA = Criteria({"z": 4, "x": 6, "y": 4}, layer_share=0.25, position_share=0.06)
 SHAPE = Shape(sequences=16, blocks=8, width=80, positions=96, dense=1)
 PLANTS = [Plant(5, size=5), Plant(9, "band", 0.5, size=5), Plant(20, "random", 0.4, size=5)]
 
@@ -73,7 +73,7 @@ def test_the_planted_truth_is_recovered(tables):
     assert found["extent_share"][[5, 9]].tolist() == [1, 0.5]
     assert found["mass_rank"][5] == 1
     cells = tables["sensitivity"].to_pandas()
-    at = cells[cells["headline"] & (cells["basis"] == "fires")].iloc[0]
+    at = cells[cells["headline"] & (cells["basis"] == "z")].iloc[0]
     assert (at["n_dims"], at["candidates"], at["surrogate_n_dims"]) == (3, 3, 0)
 
 
@@ -103,15 +103,19 @@ def test_the_order_of_the_sequences_changes_no_number(model, tables):
                         for t in (tables, again))  # fmt: skip
         if name != "provenance":
             assert mine.equals(theirs), name
-    before, after = (_intervals(t).drop_columns(["model"]) for t in (tables, again))
+    named = ["model", "one_text_decides"]  # it names a sequence by its index
+    before, after = (_intervals(t).drop_columns(named) for t in (tables, again))
     assert before.equals(after)
 
 
 def test_permuting_features_permutes_the_features_and_changes_no_number(model, tables):
     data, tokens = model
     order = np.random.default_rng(2).permutation(SHAPE.width)
-    again = measure("m", data.isel(feature=order), tokens, CRITERIA, 0)
     place = np.argsort(order)
+    permuted = data.isel(feature=order)
+    named = data["position_feature"]
+    permuted["position_feature"] = (named.dims, place[named.values].astype("uint16"))
+    again = measure("m", permuted, tokens, CRITERIA, 0)
     mine, theirs = (t["features"].to_pandas() for t in (tables, again))
     theirs = theirs.iloc[place].reset_index(drop=True)
     for column in set(mine) - {"feature", "mass_rank"}:  # ties of rank go by number
@@ -148,10 +152,10 @@ def test_no_outliers_at_all(tmp_path):
     cells = tables["sensitivity"].to_pandas().query("headline")
     assert set(cells["model_class"]) == {"no_outliers"}
     found = _intervals(tables).to_pandas().query("headline").set_index(["metric", "basis"])
-    row = found.loc[("extent_site_share", "fires")]
+    row = found.loc[("extent_site_share", "z")]
     assert (row["method"], row["degenerate"]) == ("none", "no candidates")
     assert found.loc[("legacy_count", np.nan), "estimate"].item() == 0
-    assert tables["stability"]["jaccard"].null_count == 300
+    assert tables["stability"]["jaccard"].null_count == 200
 
 
 @pytest.mark.parametrize("sequences", [2, 3, 8])
@@ -231,3 +235,90 @@ def test_single_features_are_chosen_on_even_and_scored_on_odd_sequences(model, t
     order = tables["sequences"]["sequence"].to_pylist()
     assert set(single["sequence"]) == set(order[1::2])
     assert set(single["feature"]) == {5, 9, 20}
+
+
+def test_the_class_without_each_sequence_is_that_of_the_others(model, tables):
+    """One sequence left out of the file altogether: the same class, up to its own draws."""
+    data, tokens = model
+    rows = tables["cross_batch"].to_pandas().query("basis == 'z'").set_index("sequence")
+    for left in (0, 5):
+        rest = data.isel(sequence=[s for s in range(16) if s != left])
+        again = measure("m", rest, tokens, CRITERIA, 0)["sensitivity"].to_pandas()
+        alone = again[again["headline"] & (again["basis"] == "z")].iloc[0]
+        assert rows.loc[left, "model_class"] == alone["model_class"]
+
+
+def _next_format(data):
+    """Add what a file of the next format has: sums of z that make feature 5 wide, 9 constant."""
+    t = float(data["positions"].values[0])
+    square = np.full(data["z_max"].shape, t)
+    square[:, :, [5, 9]] = 16 * t
+    total = np.zeros_like(square)
+    total[:, :, 9] = 4 * t
+    dims = ("sequence", "site", "feature")
+    added = {"z_sum": total, "z_square": square, "z_first": np.zeros_like(square)}
+    data = data.assign({name: (dims, values) for name, values in added.items()})
+    data = data.assign_coords(y_alpha=[4.0, 6.0])
+    y = data["z_count"].values[:, :, [1, 3]].copy()
+    y[..., 20] = 0  # what reads the sites does not feel this one
+    data["y_count"] = (("sequence", "site", "y_alpha", "feature"), y)
+    return data
+
+
+def test_what_the_next_format_has_is_told_and_changes_nothing_else(model, tables):
+    data, tokens = model
+    again = measure("m", _next_format(data), tokens, CRITERIA, 0)
+    one, other = (each["features"].to_pandas() for each in (tables, again))
+    new = ["class_y", "felt", "z_kind", "y_extent_share"]
+    assert one[new].isna().all().all()
+    pd.testing.assert_frame_equal(one.drop(columns=new), other.drop(columns=new))
+    assert other.loc[[5, 9], "z_kind"].tolist() == ["wide", "constant"]
+    assert other.loc[[5, 9, 20], "felt"].tolist() == [True, True, False]
+    assert other["class_y"].drop(20).equals(other["class"].drop(20))
+    cells = again["sensitivity"].to_pandas()
+    at = cells[cells["headline"]].set_index("basis")
+    assert set(at.index) == {"z", "x", "y"}
+    assert at.loc["z", "class_not_wide"] != at.loc["z", "model_class"] == "systematic"
+    assert at.loc["z", "surrogate_wide"] == 0  # all other features are of one size
+    old = tables["sensitivity"].to_pandas()
+    assert old["class_not_wide"].isna().all()
+    assert old["surrogate_wide"].isna().all()
+
+
+@pytest.mark.parametrize("factor", [0.125, 8])
+def test_scaling_the_gains_moves_x_alone(model, tables, factor):
+    """The same network, its gains scaled against what reads them: z and all that is by it stay."""
+    _, tokens = model
+    scaled = synthetic.planted(PLANTS, SHAPE, gain=1.4 * factor)[0]
+    assert np.array_equal(scaled["z_count"], model[0]["z_count"])
+    again = measure("m", scaled, tokens, CRITERIA, 0)
+    one, other = (each["features"].to_pandas() for each in (tables, again))
+    by_z = ["class", "systematic_in", "extent_share", "mass_share", "kappa", "sd_firing_share"]
+    pd.testing.assert_frame_equal(one[by_z], other[by_z])
+    before, after = (
+        each["sensitivity"].to_pandas().query("headline").set_index("basis")["model_class"]
+        for each in (tables, again)
+    )
+    assert before["z"] == after["z"] == "systematic"
+    assert before["x"] != after["x"]
+    of_z = [
+        each[~each["metric"].isin(OF_X)].reset_index(drop=True)
+        for each in (_intervals(t).to_pandas().query("basis == 'z'") for t in (tables, again))
+    ]
+    pd.testing.assert_frame_equal(*of_z)
+
+
+OF_X = ("magnitude", "feature_magnitude", "one_sided_share", "type_coverage_share")
+"""Numbers of features chosen by z that are of x."""
+
+
+def test_a_class_that_hangs_on_one_sequence_says_on_which():
+    """A feature at .75 of the sites in 8 of 9 sequences: without one of them nothing is sure."""
+    data, tokens = synthetic.planted(
+        [Plant(5, size=4.5)], Shape(sequences=9, blocks=4, width=96, positions=64)
+    )
+    data["z_count"][3, :, :, 5] = 0
+    found = measure("m", data, tokens, CRITERIA, 0)["cross_batch"].to_pandas()
+    classes = found[found["basis"] == "z"].set_index("sequence")["model_class"]
+    assert classes[3] == "systematic"
+    assert set(classes.drop(3)) == {"indeterminate"}

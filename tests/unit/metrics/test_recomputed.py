@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections import Counter
 from math import ceil
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 from support import synthetic
 from support.synthetic import Shape
 
+from moe_outliers.metrics.classes import CLASSES
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import measure
 from moe_outliers.metrics.values import KEYS, METRICS
@@ -17,7 +19,7 @@ from moe_outliers.metrics.values import KEYS, METRICS
 S, B, D, T, E, PICKS = 9, 4, 40, 110, 5, 2
 SHAPE = Shape(sequences=S, blocks=B, width=D, positions=T, experts=E, picks=PICKS, dense=1)
 SITES = 2 * B
-THRESHOLDS = {"fires": 6.0, "x": 6.0, "z": 3.0}
+THRESHOLDS = {"z": 3.0, "x": 6.0}  # z is at most sqrt(D), and is asked up to half of it
 TYPES = ("first", "delimiter", "other")
 MEASURED = sorted(set(METRICS) - {"perplexity", "bits_per_byte_common"})  # of later steps
 
@@ -33,7 +35,7 @@ class Truth:
             there = (rng.random(h.shape[:3]) < share) & (rng.random((S, SITES, 1)) < sites)
             h[..., feature] = np.where(there, large[..., feature], h[..., feature])
         h[..., 7] *= -1
-        h[:, 2:, :, 12] = np.where(rng.random((S, 6, T)) < 0.2, -large[:, 2:, :, 12], 0)
+        h[:, 4:, :, 12] = np.where(rng.random((S, 4, T)) < 0.2, -large[:, 4:, :, 12], 0)
         h[:, :, 0, 4] *= 10
         tokens = synthetic.tokens_of(SHAPE, 3)
         self.order = np.argsort(tokens["ids_sha256"].to_pylist())
@@ -50,10 +52,11 @@ class Truth:
         data["route"][:, 0, :, 1] = data["route"][:, 0, :, 1].clip(0, 2)
         data["expert_raw_max"][:] = rng.gamma(2, 1, (S, B - 1, E))
         data["expert_total"][0, 1, 1] = 0
+        data["residual_max"][:, 1:] += 1000  # massive behind block 1, and from there on
         for name in ("feature", "position"):  # some largest outputs are where the residual's is
             top = data[f"residual_top_{name}"].values[:, 1:, 0]
             data[f"expert_max_{name}"][:, :, 1] = top
-        self.tables = measure("m", data, tokens, Criteria(6, 0.25, 0.06), 0)
+        self.tables = measure("m", data, tokens, Criteria(THRESHOLDS, 0.25, 0.06), 0)
         self.data = data.isel(sequence=self.order)
         self.x, self.z = self.x[self.order], self.z[self.order]
         self.ends = np.array(tokens["ends"].to_pylist())[self.order]
@@ -67,8 +70,12 @@ class Truth:
 
     def fires(self, basis, alpha=None, share=0.06):
         enough = max(1, ceil(share * T - 1e-9))
-        fires = self.count(basis, alpha or THRESHOLDS[basis]) >= enough
-        return fires & (self.count("z", 3) >= enough) if basis == "fires" else fires
+        return self.count(basis, alpha or THRESHOLDS[basis]) >= enough
+
+    def outliers(self, basis):
+        """Values at or above the threshold, at firing sites: (sequence, feature)."""
+        alpha = THRESHOLDS[basis]
+        return np.where(self.fires(basis), self.count(basis, alpha), 0).sum(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +156,7 @@ def _bases(truth):
 
         blocks = np.array([fires[:, 2 * b : 2 * b + 2].any(axis=1) for b in range(B)])
         yield "extent_block_share", keys, held_out(blocks.mean(axis=0))
-        yield "extent_mass_share", keys, held_out(extent, count.sum(axis=1))
+        yield "extent_mass_share", keys, held_out(extent, truth.outliers(basis))
         yield (
             "sd_firing_share",
             keys,
@@ -169,8 +176,7 @@ def _bases(truth):
             covered = [six[s][:, mask[s]].mean(axis=(0, 1)) for s in range(S)]
             yield "type_coverage_share", keys | {"token_type": name}, held_out(covered)
         yield "n_dims_alone", keys, (extent >= 0.25 - 1e-9).sum(axis=1)
-        by = truth.fires("x" if basis == "fires" else basis).mean(axis=1)
-        candidates = _chosen(by, range(S))
+        candidates = _chosen(extent, range(S))
         rest = [d for d in range(D) if d not in candidates]
         yield "control_extent_share", keys, extent[:, rest].mean(axis=1)
         pairs = [
@@ -178,29 +184,29 @@ def _bases(truth):
             for d in candidates
         ]
         yield "consistency", keys, np.mean(pairs)
-        chosen = sorted(_chosen(truth.fires("x").mean(axis=1), range(0, S, 2)))
-        for d in chosen:
-            yield "feature_extent_share", keys | {"feature": d}, extent[1::2, d]
-            if basis == "x":
-                yield "feature_sd_pair_share", keys | {"feature": d}, six[1::2, ..., d].mean((1, 2))
-                high = np.abs(x[1::2, ..., d]).max(axis=(1, 2))
-                yield "feature_magnitude", keys | {"feature": d}, high
+        for d in sorted(_chosen(extent, range(0, S, 2))):
+            of_feature = keys | {"feature": d}
+            yield "feature_extent_share", of_feature, extent[1::2, d]
+            yield "feature_sd_pair_share", of_feature, (count / T)[1::2, :, d].mean(axis=1)
+            yield "feature_magnitude", of_feature, np.abs(x[1::2, ..., d]).max(axis=(1, 2))
 
 
 def _whole(truth):
     """What is of a sequence, or of the model, as a whole."""
     x, keys = truth.x, {"basis": "x", "alpha": 6.0, "position_share": 0.06}
-    mass = truth.count("x", 6).sum(axis=1)
     yield "x_abs_max", {}, np.abs(x).max(axis=(1, 2, 3))
     yield "z_abs_max", {}, np.abs(truth.z).max(axis=(1, 2, 3))
-    yield "k90", keys, [_fewest(row) for row in mass]
     by_x, by_z = truth.fires("x"), truth.fires("z", 6)
     yield "gain_free_share", keys, (by_x & by_z).sum((1, 2)) / by_x.sum((1, 2))
-    label = truth.features["class"].to_numpy()
-    names = ("systematic", "indeterminate", "banded", "probabilistic", "gain_explained")
-    for name in (*names, "unclassified", "none"):
-        held = mass[:, label == name].sum(axis=1) / mass.sum(axis=1)
-        yield "mass_share", keys | {"class": name}, held if (label == name).any() else 0.0
+    for basis, alpha in THRESHOLDS.items():
+        of_basis = keys | {"basis": basis, "alpha": alpha}
+        mass = truth.outliers(basis)
+        yield "k90", of_basis, [_fewest(row) for row in mass]
+        label = truth.features["class" if basis == "z" else "class_x"].to_numpy()
+        for name in (*CLASSES, "unclassified", "none"):
+            held = mass[:, label == name].sum(axis=1) / mass.sum(axis=1)
+            there = (label == name).any()
+            yield "mass_share", of_basis | {"class": name}, held if there else 0.0
     large = np.abs(x) >= 5.984375
     layers, positions = large.any(axis=2).mean(axis=1), large.any(axis=1).mean(axis=1)
     chosen = (layers >= 0.25) & (positions >= 0.06)
@@ -210,6 +216,16 @@ def _whole(truth):
         yield f"legacy_{name}_mean_share", {}, np.mean(share[chosen])
         yield f"legacy_{name}_median_share", {}, np.median(share[chosen])
     yield "legacy_magnitude", {}, np.abs(x).max(axis=(1, 2))[chosen].max()
+    six = np.abs(x) >= 6
+    chosen = [
+        [d for d in range(D) if six[s, :, :, d].any(axis=1).mean() >= 0.25
+         and large[s, :, :, d].any(axis=0).mean() >= 0.06]
+        for s in range(S)
+    ]  # fmt: skip
+    yield "dettmers_n_dims", {}, [len(own) for own in chosen]
+    for name, table in (("layer", six.any(axis=2).mean(axis=1)), ("position", positions)):
+        found = [np.mean(table[s, own]) if own else np.nan for s, own in enumerate(chosen)]
+        yield f"dettmers_{name}_share", {}, found
     nll = truth.data["token_nll"].values
     yield "nll", {}, nll.mean(axis=1)
     span = truth.ends[:, -1] - truth.ends[:, 0]
@@ -245,17 +261,20 @@ def _sites(truth):
 
 def _blocks(truth):
     """What is computed block by block of the residual stream."""
-    names = ("residual_max", "residual_median", "residual_massive")
-    largest, median, massive = (truth.data[name].values.astype(float) for name in names)
+    names = ("residual_max", "residual_median")
+    largest, median = (truth.data[name].values.astype(float) for name in names)
+    ratio = largest / median
     for b in range(B):
         yield "residual_max", {"block": b}, largest[:, b]
         yield "residual_median", {"block": b}, median[:, b]
-        yield "residual_ratio", {"block": b}, largest[:, b] / median[:, b]
+        yield "massive_ratio", {"block": b}, ratio[:, b]
         growth = largest[:, b] / largest[:, b - 1] if b else [np.nan] * S
         yield "residual_growth", {"block": b}, growth
-        yield "residual_massive", {"block": b}, massive[:, b]
+        massive = (largest[:, b] > 100) & (ratio[:, b] > 1000)
+        yield "massive_2024_share", {"block": b}, massive
     yield "residual_max", {}, largest.max(axis=1)
-    yield "residual_massive", {}, massive.max(axis=1)
+    yield "massive_2024_share", {}, ((largest > 100) & (ratio > 1000)).any(axis=1)
+    yield "massive_ratio", {}, ratio.max(axis=1)
 
 
 def _outlier_tokens(truth, place, sequence):
@@ -342,7 +361,7 @@ def _sizes(truth, d):
     """What the table of features says of how large a feature is, and why."""
     x, z = truth.x[..., d].astype(float), truth.z[..., d].astype(float)
     gain, offset = (side[:, d].astype(float) for side in (np.abs(truth.gain), truth.offset))
-    there = truth.fires("x")[..., d]
+    there, by_z = truth.fires("x")[..., d], truth.fires("z")[..., d]
     signed = np.take_along_axis(x, np.abs(x).argmax(axis=2)[..., None], axis=2)[..., 0]
     rms = np.sqrt((truth.x.astype(float) ** 2).mean(axis=(2, 3)))
     sequence, site, position = np.unravel_index(np.abs(x).argmax(), x.shape)
@@ -354,7 +373,7 @@ def _sizes(truth, d):
     up, down = (x >= 6).sum(), (x <= -6).sum()
     return dict(named) | {
         "magnitude_rms": np.median((np.abs(signed) / rms)[there]),
-        "z_median": np.median(np.abs(z).max(axis=2)[there]),
+        "z_median": np.median(np.abs(z).max(axis=2)[by_z]) if by_z.any() else np.nan,
         "largest": x[sequence, site, position],
         "largest_site": site,
         "largest_z": np.abs(z).max(),
@@ -370,24 +389,26 @@ def _sizes(truth, d):
 
 def _depth(truth, d):
     """What the table of features says of where and how consistently a feature fires."""
-    fires, count = truth.fires("fires")[..., d], truth.count("x", 6)
+    fires, count = truth.fires("z")[..., d], truth.count("z", THRESHOLDS["z"])
     extent = fires.mean(axis=1)
     often = fires.mean(axis=0)
     usual = np.flatnonzero(often >= 0.5)
-    mass = count.sum(axis=1) / count.sum(axis=(1, 2))[:, None]
+    mass, by_x = (
+        held / held.sum(axis=1)[:, None] for held in (truth.outliers(b) for b in THRESHOLDS)
+    )
     error = extent.std(ddof=1) / np.sqrt(S)
     above = int((extent >= 0.75 - 1e-9).sum())
     blocks = np.stack([fires[:, 0::2], fires[:, 1::2]]).any(axis=0)
     return {
         "extent_share": extent.mean(),
         "x_extent_share": truth.fires("x")[..., d].mean(),
-        "z_extent_share": truth.fires("z")[..., d].mean(),
         "extent_block_share": blocks.mean(),
         "sequences_above": above,
         "sign_p": stats.binomtest(above, S, 0.5, alternative="greater").pvalue,
         "extent_upper_share": min(1, extent.mean() + stats.t.ppf(0.975, S - 1) * error),
         "consistency": np.mean([_jaccard(*pair) for pair in itertools.combinations(fires, 2)]),
         "mass_share": mass[:, d].mean(),
+        "x_mass_share": by_x[:, d].mean(),
         "sd_pair_share": count[..., d].mean() / T,
         "sd_firing_share": np.nanmean(
             [count[s, fires[s], d].mean() / T if fires[s].any() else np.nan for s in range(S)]
@@ -396,8 +417,7 @@ def _depth(truth, d):
         "offset_site": usual[-1] if len(usual) else np.nan,
         "band_fill_share": often[usual[0] : usual[-1] + 1].mean() if len(usual) else np.nan,
         "folds_chosen": sum(
-            d in _chosen(truth.fires("fires").mean(axis=1), _fold(k, held_out=False))
-            for k in range(4)
+            d in _chosen(truth.fires("z").mean(axis=1), _fold(k, held_out=False)) for k in range(4)
         ),
     }
 
@@ -410,7 +430,34 @@ def test_every_feature_is_described_as_the_activations_give(truth):
         found = truth.features.loc[d, list(wanted)].astype(float)
         near = np.isclose(found, list(wanted.values()), rtol=1e-5, atol=1e-4, equal_nan=True)
         assert near.all(), (d, found[~near].to_dict(), wanted)
-    assert {"banded", "probabilistic", "gain_explained", "none"} <= set(truth.features["class"])
+    assert {"banded", "probabilistic", "none"} <= set(truth.features["class"])
+
+
+def test_the_relation_says_by_which_basis_a_feature_is_a_candidate(truth):
+    by = {basis: _chosen(truth.fires(basis).mean(axis=1), range(S)) for basis in THRESHOLDS}
+    relations = {"both": by["z"] & by["x"], "absorbed": by["z"] - by["x"],
+                 "gain_made": by["x"] - by["z"]}  # fmt: skip
+    for name, wanted in relations.items():
+        found = truth.features.loc[truth.features["relation"] == name, "feature"]
+        assert set(found) == wanted, name
+    assert relations["both"]
+    assert relations["gain_made"]
+    assert truth.features["felt"].isna().all()  # y is not recorded here
+    assert truth.features["class_y"].isna().all()
+
+
+def _super_experts(truth, raw_max):
+    """The rule as the published code has it: first the blocks, then percentile and maximum."""
+    names = ("residual_max", "residual_median")
+    largest, median = (truth.data[name].values.astype(float) for name in names)
+    often = ((largest > 100) & (largest > 1000 * median)).mean(axis=0) >= 0.5
+    pool = {
+        (block, e): raw_max[block - 1, e] for block in range(1, round(0.75 * B)) for e in range(E)
+    }
+    values = np.array(list(pool.values()))
+    enough = max(np.percentile(values, 99.5), values.max() // 10)
+    formed = [b for b in range(B) if often[b] and not (b and often[b - 1])]
+    return {place for place, value in pool.items() if value > enough and place[0] in formed}
 
 
 def test_every_expert_is_described_as_the_routes_and_outputs_give(truth):
@@ -418,6 +465,8 @@ def test_every_expert_is_described_as_the_routes_and_outputs_give(truth):
     names = ("expert_max", "expert_total", "expert_raw_max")
     written, total, raw = (truth.data[name].values.astype(float) for name in names)
     raw_max = raw.max(axis=0)
+    supers = _super_experts(truth, raw_max)
+    assert supers
     for row in truth.tables["experts"].to_pylist():
         place, e = row["block"] - 1, row["expert"]
         picked = (route[:, place] == e).any(axis=2)
@@ -441,9 +490,7 @@ def test_every_expert_is_described_as_the_routes_and_outputs_give(truth):
             "largest": written[np.abs(written[:, place, e]).argmax(), place, e],
             "abs_max_mean": np.abs(written[:, place, e]).mean(),
             "raw_abs_max": raw_max[place, e],
-            "super_expert": raw_max[place, e]
-            > max(np.percentile(raw_max, 99.5), raw_max.max() / 10)
-            and row["block"] < 0.75 * B,
+            "super_expert": (row["block"], e) in supers,
             "jump_share": np.median(share) if len(share) else None,
             "jump_sequences": sum(there),
         }
@@ -469,11 +516,42 @@ def test_the_evidence_for_a_lift_is_that_of_permuted_sequences(truth):
     assert rows.loc[made, "lift_q"].to_numpy() == pytest.approx(wanted)
 
 
+def test_the_tokens_of_a_feature_are_counted_site_by_site_and_position_by_position(truth):
+    """Against loops over every site and position, with the ids of the tokens file."""
+    tokens = synthetic.tokens_of(SHAPE, 3)
+    ids = np.array(tokens["ids"].to_pylist())[truth.order]
+    rows = truth.tables["feature_tokens"].to_pandas()
+    top, largest = np.abs(truth.x).argmax(axis=3), np.abs(truth.x).max(axis=3)
+    known = truth.features.dropna(subset="token_positions")
+    assert len(known) == min(24, truth.features["relation"].notna().sum()) > 3
+    for d in known.index:
+        hits = [
+            (ids[s, t], s) for s in range(S) for p in range(SITES) for t in range(T)
+            if top[s, p, t] == d and largest[s, p, t] >= 6
+        ]  # fmt: skip
+        assert known.loc[d, "token_positions"] == len(hits)
+        counts = Counter(token for token, _ in hits)
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        own = rows[rows["feature"] == d]
+        assert own["id"].tolist() == ranked[:5]
+        for row in own.itertuples():
+            assert row.positions_share == pytest.approx(counts[row.id] / len(hits))
+            assert row.frequency_share == pytest.approx((ids == row.id).mean())
+            assert row.sequences == len({s for token, s in hits if token == row.id})
+        held, frequency = 0, 0.0
+        for token in ranked:
+            if held >= len(hits) / 2:
+                break
+            held, frequency = held + counts[token], frequency + (ids == token).mean()
+        if hits:
+            assert known.loc[d, "token_half_share"] == pytest.approx(frequency)
+
+
 def test_the_profile_is_that_of_the_heaviest_features(truth):
     rows = truth.tables["profile"].to_pandas()
     mass = truth.features.sort_values("mass_share", ascending=False, kind="stable")
     assert rows["feature"].unique().tolist() == mass["feature"].head(24).tolist()
-    by_x, by_z = truth.count("x", 6) / T, truth.count("z", 3) / T
+    by_x, by_z = truth.count("x", 6) / T, truth.count("z", THRESHOLDS["z"]) / T
     for row in rows.to_dict("records"):
         site, d = row["site"], row["feature"]
         x, z = truth.x[:, site, :, d].astype(float), truth.z[:, site, :, d]
@@ -489,9 +567,12 @@ def test_the_profile_is_that_of_the_heaviest_features(truth):
             | dict(zip(("x_q25", "x_median", "x_q75"), quartiles, strict=True))
             | {
                 "block": site // 2,
-                "coverage_share": by_x[:, site, d].mean(),
-                "z_coverage_share": by_z[:, site, d].mean(),
-                "fires_sequence_share": truth.fires("fires")[:, site, d].mean(),
+                "coverage_share": by_z[:, site, d].mean(),
+                "x_coverage_share": by_x[:, site, d].mean(),
+                "fires_sequence_share": truth.fires("z")[:, site, d].mean(),
+                "x_fires_sequence_share": truth.fires("x")[:, site, d].mean(),
+                "x_lowest": np.median(x.min(axis=1)),
+                "x_highest": np.median(x.max(axis=1)),
                 "x_largest": signed[np.abs(signed).argmax()],
                 "z_largest": np.abs(z).max(),
                 "gain": gain,

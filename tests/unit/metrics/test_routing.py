@@ -1,5 +1,7 @@
 """Routers and experts: planted loads, lifts, super experts and jumps."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,7 +9,7 @@ from support import synthetic
 from support.synthetic import Shape
 
 from moe_outliers.metrics import residual, routing
-from moe_outliers.metrics.experts import Attribution, super_experts
+from moe_outliers.metrics.experts import Attribution, super_experts, writers
 from moe_outliers.stats.multiplicity import benjamini_hochberg
 
 
@@ -102,13 +104,90 @@ def test_tokens_over_the_magnitude_everywhere_make_every_lift_one():
     assert np.isnan(routing.magnitude_lift(route, np.ones((4, 100)), 8, 6)).all()
 
 
-def test_super_experts_are_few_large_and_not_at_the_end():
-    raw = np.random.default_rng(0).uniform(0.5, 1, (8, 64))
-    raw[2, 5], raw[1, 9], raw[7, 3] = 100, 60, 90
-    found = super_experts(raw, np.arange(8), 8)
-    assert set(zip(*np.nonzero(found), strict=True)) == {(2, 5), (1, 9)}
-    assert not super_experts(np.ones((4, 8)), np.arange(4), 4).any()
-    assert super_experts(np.zeros((0, 8)), np.zeros(0), 4).shape == (0, 8)
+def _published(raw, moe_block, blocks):
+    """The rule of ZunhaiSu/Super-Experts-Profilling at 573aead, without its gate, as it runs.
+
+    eval_utils.py lists the outputs of the included layers, then takes percentile and maximum of
+    that list, then compares each entry with both.
+    """
+    include_layers = list(range(round(blocks * 0.75)))
+    entries = [
+        (layer, expert, raw[place, expert])
+        for place, layer in enumerate(moe_block)
+        if layer in include_layers
+        for expert in range(raw.shape[1])
+    ]
+    values = [value for *_, value in entries]
+    threshold, maximum = np.percentile(values, 99.5), np.max(values)
+    return {
+        (layer, e) for layer, e, value in entries if value > threshold and value > maximum // 10
+    }
+
+
+def _found(raw, moe_block, blocks, forming=None):
+    forming = np.ones(blocks, dtype=bool) if forming is None else forming
+    found = super_experts(raw, moe_block, blocks, forming)
+    return {(int(moe_block[place]), int(e)) for place, e in zip(*np.nonzero(found), strict=True)}
+
+
+@pytest.mark.parametrize(("blocks", "experts", "dense"), [(24, 32, 0), (46, 128, 1), (8, 64, 0)])
+def test_super_experts_are_those_of_the_published_code(blocks, experts, dense):
+    rng = np.random.default_rng(blocks)
+    for last in (1, 10, 1000):
+        raw = rng.lognormal(0, 0.5, (blocks - dense, experts))
+        raw[1, 5], raw[2, 9] = 300, 200
+        raw[-1] *= last  # the last blocks write most, and are no part of the pool
+        moe_block = np.arange(dense, blocks)
+        found = _found(raw, moe_block, blocks)
+        assert found == _published(raw, moe_block, blocks)
+        assert (1 + dense, 5) in found
+
+
+def test_super_experts_are_in_blocks_where_massive_activations_form():
+    raw = np.ones((8, 64))
+    raw[2, 5], raw[3, 9] = 100, 60
+    forming = np.arange(8) == 2
+    assert _found(raw, np.arange(8), 8, forming) == {(2, 5)}
+    assert _found(raw, np.arange(8), 8, np.zeros(8, dtype=bool)) == set()
+    assert super_experts(np.zeros((0, 8)), np.zeros(0, int), 4, forming[:4]).shape == (0, 8)
+
+
+def test_a_writer_is_who_raises_the_maximum_and_a_model_without_a_rise_has_none():
+    share = np.full((8, 4, 6), np.nan)  # blocks 1 to 4
+    share[:, 2, 1] = 1.0  # block 3, in all sequences
+    share[:3, 2, 4] = 0.9  # in three of eight
+    share[:, 3, 0] = 1.0  # block 4, behind the rise
+    rise = np.tile([4.0, 5.0, 6.0, 90.0, 300.0], (8, 1))
+    found = writers(share, np.arange(1, 5), rise)
+    assert list(zip(*np.nonzero(found), strict=True)) == [(2, 1)]
+    share[:5, 2, 1] = 0.4  # a share of half is needed in half of the sequences
+    assert not writers(share, np.arange(1, 5), rise).any()
+    assert not writers(np.ones((8, 4, 6)), np.arange(1, 5), np.full((8, 5), 7.0)).any()
+    early = np.tile([4.0, 40.0, 41.0, 42.0, 43.0], (8, 1))
+    assert not writers(share, np.arange(2, 6), early).any()  # a dense block raised it
+
+
+def _massive_published(h):
+    """locuslab/massive-activations, main_llm.py: of the whole output, position by position."""
+    size = np.abs(h)
+    ordered = np.sort(size, axis=None)
+    median = ordered[(len(ordered) - 1) // 2]  # as torch.median has it
+    return bool(((size > 100) & (size > 1000 * median)).any()), size.max(), median
+
+
+def test_massive_activations_are_those_of_the_published_code():
+    """Planted in tokens of ordinary and of raised medians, just over and just under each rule."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for scale, peak, raised in itertools.product((0.05, 0.2, 2.75), (60, 101, 900, 23096), (1, 25)):
+        h = rng.standard_normal((64, 96)) * scale
+        h[0] *= raised  # a sink's own median is raised: it must not count
+        h[0, 26] = -peak
+        cases.append(_massive_published(h))
+    wanted, largest, median = map(np.array, zip(*cases, strict=True))
+    found = residual.massive_2024(largest[:, None], median[:, None])[:, 0]
+    assert found.tolist() == wanted.tolist()
+    assert 0 < wanted.sum() < len(wanted)
 
 
 def test_a_planted_expert_is_named_with_its_share_of_the_jump():
@@ -119,7 +198,10 @@ def test_a_planted_expert_is_named_with_its_share_of_the_jump():
     for what, value in (("feature", 11), ("position", 3)):
         data[f"expert_max_{what}"][:, 0, 2] = value
         data[f"residual_top_{what}"][:, 1, 0] = value
+    data["residual_max"][:] = np.array([5, 500, 500, 500])
+    data["residual_median"][:] = 0.2
     found = Attribution.of(data)
+    assert found.is_writer[0, 2]
     assert (found.largest[0, 2], found.feature[0, 2], found.position[0, 2]) == (-50, 11, 3)
     assert (found.jump_share[0, 2], found.jump_sequences[0, 2]) == (1.25, 4)
     assert np.isnan(found.jump_share[1, 2])
@@ -130,8 +212,11 @@ def test_a_planted_expert_is_named_with_its_share_of_the_jump():
 def test_the_onset_of_massive_activations_is_the_first_block_of_half_of_the_sequences():
     shape = Shape(sequences=4, blocks=5, width=32, positions=64)
     data, tokens = synthetic.planted([], shape)
-    data["residual_massive"][:] = np.array([0, 0, 1, 1, 1])
-    data["residual_massive"][0, 1] = 1
+    data["residual_median"][:] = 0.2
+    data["residual_max"][:] = np.array([300, 150, 300, 300, 300])
+    data["residual_max"][:, 0] = 99  # over 1,000 times a smaller median, and not over 100
+    data["residual_median"][:, 0] = 0.01
+    data["residual_max"][0, 1] = 300
     data["residual_top_feature"][:, 3, 0] = [7, 7, 9, 9]
     delimiter = np.array(tokens["delimiter"].to_pylist())
     table = residual.blocks(data, delimiter, "m").to_pydict()

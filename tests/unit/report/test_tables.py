@@ -1,9 +1,11 @@
 """Models against each other, against earlier work, and the tables of the sweep."""
 
+import itertools
 import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy import stats
 from support import synthetic
@@ -14,12 +16,17 @@ from moe_outliers.inference import bootstrap, comparison, simulate_classes, simu
 from moe_outliers.inference.simulate_classes import Truth
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.metrics.measure import TABLES, measure
-from moe_outliers.report import earlier_work, reader_warnings, sentences, summary, tables
+from moe_outliers.report import earlier_work, reader_warnings, sentences, summary, tables, words
+from moe_outliers.stats import sign_flip
 from moe_outliers.stats.multiplicity import holm
 from moe_outliers.storage import parquet
 
-CRITERIA = Criteria(magnitude=6, layer_share=0.25, position_share=0.06)
+CRITERIA = Criteria({"z": 4, "x": 6, "y": 4}, layer_share=0.25, position_share=0.06)
 LEVEL = {"resamples": 199, "confidence": 0.95, "seed": 0}
+MEASURED = {
+    "data": {"source": "text", "path": "a.txt", "subset": "", "revision": "local", "bos": "none"},
+    "extract": {"dtype": "auto", "alphas": [3, 4, 6]},
+}
 PLANTED = {
     "olmoe-1b-7b": [Plant(3, size=5), Plant(4, "band", 0.5, size=5)],
     "gpt-oss-20b": [Plant(3, size=6), Plant(5, "random", 0.4, size=5)],
@@ -78,7 +85,7 @@ def test_every_model_is_in_every_table_of_models(collected):
     for name in [*tables.OF_MODELS, "models", "intervals", "stable_ranges", "legacy"]:
         table = collected[name]
         there = set(table["model"].to_pylist())
-        assert there == set(PLANTED), name
+        assert there == set(PLANTED) - ({"quiet"} if name == "feature_tokens" else set()), name
 
 
 def test_every_table_is_typed_and_every_column_explained(collected):
@@ -113,7 +120,9 @@ def test_the_classes_of_the_models(collected):
 
 
 def test_the_summary_is_json_and_says_what_the_tables_say(collected):
-    told = json.loads(json.dumps(summary.summarise(collected, vars(CRITERIA), 0), allow_nan=False))
+    told = json.loads(
+        json.dumps(summary.summarise(collected, vars(CRITERIA), 0, MEASURED), allow_nan=False)
+    )
     model = told["models"]["gpt-oss-20b"]
     assert model["model_class"] == "systematic"
     assert model["features"][0]["feature"] == 3
@@ -121,11 +130,11 @@ def test_the_summary_is_json_and_says_what_the_tables_say(collected):
     row = numbers[
         (numbers["model"] == "gpt-oss-20b")
         & (numbers["metric"] == "n_dims_sequence")
-        & (numbers["basis"] == "fires")
+        & (numbers["basis"] == "z")
         & numbers["headline"]
     ].iloc[0]
-    assert model["numbers"]["n_dims_sequence"]["fires"]["estimate"] == row["estimate"]
-    assert told["models"]["quiet"]["numbers"]["extent_site_share"]["fires"]["estimate"] is None
+    assert model["numbers"]["n_dims_sequence"]["z"]["estimate"] == row["estimate"]
+    assert told["models"]["quiet"]["numbers"]["extent_site_share"]["z"]["estimate"] is None
     mass = numbers[numbers["class"].eq("systematic") & numbers["model"].eq("gpt-oss-20b")].iloc[0]
     told_mass = model["mass_shares"]["systematic"]
     assert [told_mass[name] for name in ("estimate", "low", "high")] == pytest.approx(
@@ -137,27 +146,30 @@ def test_the_summary_is_json_and_says_what_the_tables_say(collected):
 
 
 def test_every_difference_that_survives_is_told_with_its_interval(collected):
-    told = summary.summarise(collected, vars(CRITERIA), 0)
+    told = summary.summarise(collected, vars(CRITERIA), 0, MEASURED)
     rows = collected["differences"].to_pandas().query("p_holm <= 0.05")
     assert len(rows) > 2
     said = {}
     for sentence, found in sentences.differences(told):
         most = max(found, key=lambda row: abs(row["estimate"]))
-        assert f"{len(found)} of 3 pairs differ" in sentence
-        assert f"{most['model_a']} less {most['model_b']} {sentences.interval(most)}." in sentence
+        every = sum(row["n"] in (row["above"], row["below"]) for row in found)
+        assert f"{len(found)} of 3 pairs differ, {every} of them in the same" in sentence
+        assert f"{most['model_a']} less {most['model_b']} {words.interval(most)}." in sentence
         said |= {(r["metric"], r["basis"], r["model_a"], r["model_b"]): r for r in found}
     assert len(said) == len(rows)
     for row in rows.itertuples():
         basis = row.basis if isinstance(row.basis, str) else None
         found = said[row.metric, basis, row.model_a, row.model_b]
-        assert (found["estimate"], found["low"]) == pytest.approx((row.estimate, row.low))
+        assert found["estimate"] == pytest.approx(row.estimate)
+        low = np.nan if found["low"] is None else found["low"]
+        assert low == pytest.approx(row.low, nan_ok=True)
     assert not list(sentences.differences(told | {"differences": []}))
 
 
 def test_the_mass_of_a_models_class_has_its_interval(collected):
-    told = summary.summarise(collected, vars(CRITERIA), 0)["models"]["gpt-oss-20b"]
+    told = summary.summarise(collected, vars(CRITERIA), 0, MEASURED)["models"]["gpt-oss-20b"]
     mass = told["mass_shares"]["systematic"]
-    share = sentences.interval(mass, percent=True)
+    share = words.interval(mass, percent=True)
     said = f"1 feature is systematic and holds {share} of the outlier mass;"
     assert mass["low"] < mass["estimate"] < mass["high"]
     assert said in sentences.how_sure("m", told)
@@ -170,13 +182,14 @@ def _by_text(own, metric, basis):
     values = values[(values["metric"] == metric) & values["sequence"].notna()]
     values = values[values["basis"].eq(basis) if isinstance(basis, str) else values["basis"].isna()]
     values = values[values[["kind", "mixer", "site", "block"]].isna().all(axis=1)]
-    values = values[values["alpha"].isin([6]) | values["alpha"].isna()]
+    alpha = CRITERIA.at(basis) if isinstance(basis, str) else 6
+    values = values[values["alpha"].isin([alpha]) | values["alpha"].isna()]
     values = values[values["position_share"].isin([0.06]) | values["position_share"].isna()]
     text = own["sequences"].to_pandas().set_index("sequence")["text_sha256"]
     return pd.Series(values["value"].to_numpy(), index=values["sequence"].map(text))
 
 
-def test_differences_are_paired_by_text_with_the_p_values_of_the_t_test(sweep, compared):
+def test_differences_are_paired_by_text_with_the_p_values_of_all_signs(sweep, compared):
     rows = compared["differences"].to_pandas()
     assert len(rows) == 3 * len(comparison.COMPARED)
     told = 0
@@ -184,21 +197,65 @@ def test_differences_are_paired_by_text_with_the_p_values_of_the_t_test(sweep, c
         a, b = (_by_text(sweep[0][m], row.metric, row.basis) for m in (row.model_a, row.model_b))
         paired = (a - b).dropna()
         assert row.n == len(paired)
-        if len(paired):
-            assert row.estimate == pytest.approx(paired.mean(), abs=1e-12)
+        assert (row.above, row.below) == ((paired > 0).sum(), (paired < 0).sum())
+        if not len(paired):
+            assert np.isnan(row.p)
+            continue
+        signs = np.array(list(itertools.product((1, -1), repeat=len(paired))))
+        assert row.estimate == pytest.approx(paired.mean(), abs=1e-12)
+        means = np.abs((signs * paired.to_numpy()).mean(axis=1))
+        assert row.p == (means >= abs(paired.mean()) - 1e-9 * paired.abs().mean()).mean()
         if row.method == "t":
-            made = stats.ttest_1samp(paired, 0)
-            ends = made.confidence_interval(0.95)
-            assert (row.p, row.low, row.high) == pytest.approx((made.pvalue, *ends))
+            ends = stats.ttest_1samp(paired, 0).confidence_interval(0.95)
+            assert (row.low, row.high) == pytest.approx(tuple(ends))
+            spread = np.sqrt((a[paired.index].var() + b[paired.index].var()) / 2)
+            assert row.effect_sd == pytest.approx(paired.mean() / spread)
             told += 1
         else:
             assert np.isnan(row.low)
-            assert row.p == 1 if len(paired) and not paired.any() else np.isnan(row.p)
     assert told > 9
     assert (rows["estimate"].dropna() != 0).sum() > 9
     for _, family in rows.groupby("metric"):
         for _, pairs in family.groupby("basis", dropna=False):
             assert np.allclose(pairs["p_holm"], holm(pairs["p"].to_numpy()), equal_nan=True)
+            tested = pairs["p"].notna().sum()
+            there = pairs[pairs["n"] > 0]
+            assert (there["least_p_holm"] == np.minimum(1, tested * 2.0 ** (1 - there["n"]))).all()
+
+
+def test_a_difference_that_is_the_same_on_every_text_survives_and_is_told(sweep):
+    """Planted: a number that is 2 more in one model than in another on each of eight texts."""
+    found, rows = sweep
+    values = found["quiet"]["values"].to_pandas()
+    values.loc[values["metric"].eq("n_dims_alone"), "value"] = 40.0
+    changed = found["quiet"] | {
+        "values": pa.Table.from_pandas(values, schema=found["quiet"]["values"].schema,
+                                       preserve_index=False)}  # fmt: skip
+    compared = _compare((found | {"quiet": changed}, rows))["differences"].to_pandas()
+    of = compared[compared["metric"].eq("n_dims_alone") & compared["model_b"].eq("quiet")]
+    assert set(of["degenerate"]) == {"constant"}
+    assert (of["p"] == 2.0**-7).all()
+    assert (of["p_holm"] <= 0.05).all()
+    assert (of[["above", "below"]].max(axis=1) == 8).all()
+
+
+def test_a_pair_whose_verdict_hangs_on_one_text_names_it():
+    """Seven texts differ by 1 and one by nothing: without it all differ, and the pair survives."""
+    texts = [f"{n:02d}" for n in range(10)]
+    documents = {text: f"sequence {n} (d{n})" for n, text in enumerate(texts)}
+    hangs = pd.Series([1.0] * 5 + [-1.0] + [1.0] * 4, index=texts)
+    sure, never = pd.Series(np.full(10, 2.0), index=texts), pd.Series(np.zeros(10), index=texts)
+    found = comparison._deciding_texts([hangs, sure, never], documents, 0)
+    p = [sign_flip.p_value(each.to_numpy(), np.random.default_rng(0)) for each in (hangs, sure)]
+    assert 3 * p[1] <= 0.05 / 2  # of three pairs
+    assert holm(np.array([*p, 1.0])).tolist()[0] <= 0.05
+    assert found[1:] == [None, None]
+    without = [hangs.drop(text) for text in texts]
+    verdicts = [
+        holm(np.array([sign_flip.p_value(each.to_numpy(), None), 2.0**-8, 1.0]))[0] <= 0.05
+        for each in without
+    ]
+    assert found[0] == documents[texts[verdicts.index(False)]]
 
 
 def test_correlations_are_those_of_the_models_means(sweep, compared):
@@ -267,10 +324,11 @@ def test_stable_ranges_hold_the_headline_and_stay_within_what_was_tried(collecte
     assert (found["low"] <= found["at"]).all()
     assert (found["at"] <= found["high"]).all()
     row = found.query(
-        "model == 'gpt-oss-20b' and headline == 'model_class' and basis == 'fires' "
-        "and along == 'alpha'"
+        "model == 'gpt-oss-20b' and headline == 'model_class' and basis == 'z' and along == 'alpha'"
     ).iloc[0]
-    assert row["low"] <= 6 <= row["high"] < 10  # abs(x) is at most 1.3 times 6
+    assert row["low"] <= 4 == row["high"] == row["tried_high"]  # sqrt(64) / 2 is out of reach
+    by_x = found.query("model == 'gpt-oss-20b' and basis == 'x' and along == 'alpha'")
+    assert by_x["tried_high"].max() == 20
 
 
 def test_what_was_expected_is_compared_and_never_read_before():

@@ -136,3 +136,31 @@ def test_the_percentile_interval_covers_less():
     covered = {(row["case"], row["method"]): row["coverage_share"] for row in rows}
     for case in ("smooth", "near_one", "rare"):
         assert covered[case, "percentile"] < covered[case, "expanded BCa and edge"]
+
+
+@pytest.mark.parametrize(("n", "larger"), [(8, 1), (11, 1), (16, 5), (16, 15)])
+def test_two_values_have_exact_quantiles_that_many_resamples_come_near_to(n, larger, monkeypatch):
+    values = np.where(np.arange(n) < larger, 0.95, 0.2)[:, None]
+    few, many = (resample(np.random.default_rng(seed), n, r) for seed, r in ((0, 99), (1, 400_000)))
+    exact = of_means(values, few, SHARE, confidence=0.95)
+    assert exact.degenerate[0] == "two values"
+    monkeypatch.setattr(intervals, "_two_valued", lambda values: np.zeros(1, dtype=bool))
+    drawn = of_means(values, many, SHARE, confidence=0.95)
+    step = 0.75 / n  # of the resampled mean
+    assert abs(drawn.low[0] - exact.low[0]) <= step + 1e-9
+    assert abs(drawn.high[0] - exact.high[0]) <= step + 1e-9
+    assert (exact.low[0] <= values.mean() <= exact.high[0]).all()
+
+
+def test_one_sequence_decides_where_the_estimate_hangs_on_it_and_only_there():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.5, 0.02, (16, 2))
+    values[7, 1] = 0.9
+    drawn = resample(np.random.default_rng(1), 16, 999)
+    made = of_means(values, drawn, np.ones(2, bool), confidence=0.95)
+    assert intervals.deciding(values, made).tolist() == [-1, 7]
+    without = np.delete(values, 7, axis=0).mean(axis=0)
+    moved = np.abs(without - values.mean(axis=0)) > (made.high - made.low) / 6
+    assert moved.tolist() == [False, True]
+    constant = of_means(np.ones((16, 1)), drawn, ANY, confidence=0.95)
+    assert intervals.deciding(np.ones((16, 1)), constant).tolist() == [-1]

@@ -70,3 +70,9 @@ def test_the_least_correlation_that_a_few_models_can_show():
     assert correlation.least_significant(6) == pytest.approx(0.886, abs=5e-4)
     assert correlation.least_significant(5) == 1
     assert np.isnan(correlation.least_significant(4))
+
+
+def test_many_correlations_of_a_few_models_can_show_only_perfect_ones_or_none():
+    """104 of them, after Holm: seven models need rho = 1 (2 in 5,040), six have no such p."""
+    assert correlation.least_significant(7, 0.05 / 104) == 1
+    assert np.isnan(correlation.least_significant(6, 0.05 / 104))

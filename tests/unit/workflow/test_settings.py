@@ -69,6 +69,8 @@ def test_an_empty_revision_names_the_cell_to_fill():
         ("outliers.layer_share", 25, r"outliers\.layer_share"),
         ("extract.alphas", [6, 3], "must ascend"),
         ("extract.alphas", [3, 5], "must contain 6"),
+        ("outliers.magnitude", {"z": 7, "x": 6, "y": 6}, "must contain 7"),
+        ("outliers.magnitude", {"z": 6}, r"outliers\.magnitude"),
         ("receipts", "quik", "receipts: 'quik' is not one of"),
     ],
 )

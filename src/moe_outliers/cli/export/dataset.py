@@ -13,6 +13,7 @@ import yaml
 
 from moe_outliers.report import sentences
 from moe_outliers.report.tables import TABLES
+from moe_outliers.report.words import Summary
 from moe_outliers.storage import files
 from moe_outliers.versions import __version__
 from moe_outliers.workflow import damage, paths
@@ -57,7 +58,7 @@ def write(sweep: Sweep, folder: Path) -> int:
     return len(TABLES) + 2
 
 
-def _card(summary: sentences.Summary, tables: Path) -> Iterator[str]:
+def _card(summary: Summary, tables: Path) -> Iterator[str]:
     configs = [
         {"config_name": name, "data_files": f"data/{name}.parquet"}
         | ({"default": True} if name == "intervals" else {})

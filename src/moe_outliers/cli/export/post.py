@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_outliers.metrics.counts import Z_MAGNITUDE
 from moe_outliers.metrics.criteria import Criteria
 from moe_outliers.report import page, sentences
 from moe_outliers.report.figures.captions import caption
 from moe_outliers.report.figures.catalogue import FIGURES
+from moe_outliers.report.words import models_of
 from moe_outliers.storage import files
 from moe_outliers.versions import __version__
 from moe_outliers.workflow import damage, paths
@@ -49,7 +49,7 @@ def write(sweep: Sweep, folder: Path) -> int:
 
 
 def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str]:
-    models = sentences.models_of(summary)
+    models = models_of(summary)
     noun = "model" if len(models) == 1 else "models"
     yield f"# Outlier features of {len(models)} Mixture-of-Experts {noun}\n"
     first, *more = sentences.answer(summary)
@@ -73,8 +73,8 @@ def _lines(summary: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str
     yield "\n## How it was measured\n"
     yield (
         f"A feature fires at a site where at least {criteria.position_share:.0%} of the "
-        f"positions of a sequence reach {criteria.magnitude:g}, and so does the norm's own "
-        f"value, before its gain, at {Z_MAGNITUDE:g}. It is an outlier feature if it fires at "
+        f"positions of a sequence have an abs(z) of {criteria.at('z'):g} or more, z being the "
+        f"norm's own value, before its gain. It is an outlier feature if it fires at "
         f"{criteria.layer_share:.0%} of the sites on sequences other than those that it is "
         f"scored on. Intervals are over sequences. Made by moe-outliers {__version__}, "
         f"seed {summary['settings']['seed']}."

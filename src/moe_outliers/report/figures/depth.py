@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.magnitude import ONE_SIDED
 from moe_outliers.report.figures.shared import Drawn, Tables, whole
 from moe_outliers.report.figures.style import CLASSES, COLOURS, LINES, empty, grid, legend, looks
 from moe_outliers.storage.statistics_file import KINDS, SCHEMES
@@ -59,6 +60,7 @@ def residual(tables: Tables, _: Criteria) -> Drawn:
     """Draw the largest and the median absolute value of the residual stream by block."""
     known = looks(tables["models"])
     figure, panels = grid(len(known))
+    ratios = whole(tables["intervals"], "massive_ratio", None)
     told = []
     for axes, (model, look) in zip(panels, known.items(), strict=True):
         for metric, line in (("residual_max", "-"), ("residual_median", "--")):
@@ -84,9 +86,11 @@ def residual(tables: Tables, _: Criteria) -> Drawn:
             where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(onset, [0.0] * len(onset), "^", color="black", **where)
         axes.legend(fontsize=6, loc="center right")
-        since = f"massive from block {onset.iloc[0]}" if len(onset) else "never massive"
-        told.append(f"{model}: {since}, at most {blocks['residual_max_largest'].max():.4g}")
-    return figure, f"Residual stream. {'; '.join(told)}."
+        since = f", massive (2024) from block {onset.iloc[0]}" if len(onset) else ""
+        ratio = ratios.loc[model, "estimate"]
+        largest = blocks["residual_max_largest"].max()
+        told.append(f"{model}: {ratio:,.0f} times the median, at most {largest:.4g}{since}")
+    return figure, f"Largest value of the residual stream. {'; '.join(told)}."
 
 
 def magnitude_by_site(tables: Tables, criteria: Criteria) -> Drawn:
@@ -97,20 +101,19 @@ def magnitude_by_site(tables: Tables, criteria: Criteria) -> Drawn:
     for axes, (model, look) in zip(panels, known.items(), strict=True):
         rows = tables["profile"]
         rows = rows[(rows["model"] == model) & (rows["mass_rank"] == 1)].sort_values("site")
-        if rows.empty:
+        if rows.empty or not rows["coverage_share"].any():
             empty(axes, model, "no outlier values at any site")
             continue
-        axes.fill_between(
-            rows["site"], rows["x_q25"], rows["x_q75"], color=look.colour, alpha=0.3, lw=0
-        )
-        axes.plot(rows["site"], rows["x_median"], color=look.colour)
+        axes.plot(rows["site"], rows["x_highest"], color=look.colour)
+        axes.plot(rows["site"], rows["x_lowest"], color=look.colour, ls="--")
         axes.plot(rows["site"], rows["x_largest"], ".", color="black", ms=3)
         for sign in (-1, 1):
             axes.plot(rows["site"], sign * rows["bound"], ":", color="#888888", lw=0.8)
-        axes.set_yscale("symlog", linthresh=criteria.magnitude)
-        most = max(rows["bound"].max(), rows["x_largest"].abs().max(), criteria.magnitude)
+        least = criteria.at("x")
+        axes.set_yscale("symlog", linthresh=least)
+        most = max(rows["bound"].max(), rows["x_largest"].abs().max(), least)
         most *= 1.3  # room above the largest mark
-        ticks = [criteria.magnitude, *(tick for tick in TICKS if criteria.magnitude < tick <= most)]
+        ticks = [least, *(tick for tick in TICKS if least < tick <= most)]
         ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
         axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
         axes.minorticks_off()
@@ -175,7 +178,7 @@ def rounding(tables: Tables, _: Criteria) -> Drawn:
     figure.legend(*drawn.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return (
         figure,
-        f"Gain of keeping outlier features exact over scaling by token: {'; '.join(told)}.",
+        f"Gain of keeping features with an abs(x) of 6 exact, over tokens: {'; '.join(told)}.",
     )
 
 
@@ -191,6 +194,7 @@ def _place(feature: Any) -> tuple[int, float, int]:
 
 
 def _mark(feature: Any) -> str:
-    """Say a feature's class, sign, and the share of the sites at which z fires."""
-    sign = "+" if feature["largest"] > 0 else "-"
-    return f"{CLASSES[feature['class']][2]} {sign} {feature['z_extent_share']:.2f}"
+    """Say a feature's class, sign, and the share of the sites at which it fires by x."""
+    sided = feature["one_sidedness"] >= ONE_SIDED
+    sign = "±" if not sided else "+" if feature["largest"] > 0 else "-"
+    return f"{CLASSES[feature['class']][2]} {sign} {feature['x_extent_share']:.2f}"

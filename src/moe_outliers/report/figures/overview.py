@@ -1,5 +1,6 @@
 """Figures of all models together: size, intervals, consistency, legacy, thresholds, stability."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from moe_outliers.metrics.classes import SYSTEMATIC_EXTENT
-from moe_outliers.metrics.counts import Z_MAGNITUDE
+from moe_outliers.metrics.counts import HEADLINE, Basis, reach
 from moe_outliers.metrics.criteria import Criteria
-from moe_outliers.report.figures.shared import FIRES, Drawn, Tables, listed, whole
+from moe_outliers.report.figures.shared import Drawn, Tables, listed, whole
 from moe_outliers.report.figures.style import (
     CLASSES,
     Look,
@@ -49,7 +50,7 @@ def extent_by_size(tables: Tables, _: Criteria) -> Drawn:
             row[0].plot([active], [number["estimate"]], **style)
             if model in bits.index and not pd.isna(bits[model]):
                 _bar(row[1], bits[model], number, look)
-        published = tables["published"]
+        published = tables["published"].dropna(subset="n_dims")  # table 4, not the text's two
         column = "layer_share" if metric.startswith("extent") else "position_share"
         row[0].plot(published["params_b"], published[column], "x", color="#888888")
         row[0].set(xscale="log", ylabel=label, ylim=(-0.03, 1.03))
@@ -70,7 +71,7 @@ def forest(tables: Tables, _: Criteria) -> Drawn:
     known = looks(tables["models"])
     metrics = SHARES | {"n_dims_sequence": "features in a sequence", "k90": "k90 (features)"}
     pairs = tables["differences"]
-    pairs = pairs[(pairs["metric"] == "extent_site_share") & (pairs["basis"] == FIRES)]
+    pairs = pairs[(pairs["metric"] == "extent_site_share") & (pairs["basis"] == HEADLINE)]
     figure = Figure(figsize=(8.5, 1.2 + 0.28 * len(known) + 0.14 * max(len(pairs), 3)))
     parts: Any = figure.subfigures(2, 1, height_ratios=[2 * len(known) + 4, max(len(pairs), 3) + 4])
     upper, lower = parts
@@ -78,7 +79,7 @@ def forest(tables: Tables, _: Criteria) -> Drawn:
     panels = upper.subplots(1, len(metrics), sharey=True)
     shown: set[str] = set()
     for axes, (metric, label) in zip(panels, metrics.items(), strict=True):
-        numbers = whole(tables["intervals"], metric, "x" if metric == "k90" else FIRES)
+        numbers = whole(tables["intervals"], metric)
         for model, look in known.items():
             if model in numbers.index and not pd.isna(numbers.loc[model, "estimate"]):
                 shown.add(model)
@@ -112,7 +113,7 @@ def _differences(axes: Axes, pairs: Any) -> None:
         )
     names = [f"{pair.model_a} - {pair.model_b}" for pair in reversed(list(pairs.itertuples()))]
     axes.axvline(0, color="#888888", lw=0.8)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="difference of extents (x and z)")
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="difference of extents by z")
     axes.tick_params(axis="y", labelsize=5)
 
 
@@ -133,13 +134,13 @@ def consistency(tables: Tables, criteria: Criteria) -> Drawn:
                 continue
             area = 12 + 200 * rows["mass_share"]
             style = {"c": colour, "marker": mark, "alpha": 0.7, "clip_on": False, "zorder": 3}
-            axes.scatter(rows["x_extent_share"], rows["consistency"], s=area, **style)
+            axes.scatter(rows["extent_share"], rows["consistency"], s=area, **style)
             label = name.replace("_", "-")
             handles[name] = Line2D([], [], color=colour, marker=mark, ls="", label=label)
         for threshold in (criteria.layer_share, SYSTEMATIC_EXTENT):
             axes.axvline(threshold, color="#888888", lw=0.7, ls=":")
         axes.set(title=model, xlim=(0, 1.05), ylim=(-0.05, 1.1), ylabel="consistency")
-        axes.set_xlabel(f"extent by x ({len(candidates)} candidate{'s' * (len(candidates) > 1)})")
+        axes.set_xlabel(f"extent by z ({len(candidates)} candidate{'s' * (len(candidates) > 1)})")
         counts.append(f"{model}: {', '.join(_counted(candidates['class']))}")
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=5)
     return figure, f"Candidates by class. {'; '.join(counts)}."
@@ -148,7 +149,7 @@ def consistency(tables: Tables, criteria: Criteria) -> Drawn:
 def legacy_slopes(tables: Tables, _: Criteria) -> Drawn:
     """Draw the old numbers and the corrected ones, joined by a line a model."""
     rows = tables["legacy"]
-    rows = rows[rows["basis"] == FIRES]
+    rows = rows[rows["basis"] == HEADLINE]
     known = looks(tables["models"])
     labels = {
         "count": "features",
@@ -185,49 +186,69 @@ def legacy_slopes(tables: Tables, _: Criteria) -> Drawn:
 
 
 def thresholds(tables: Tables, criteria: Criteria) -> Drawn:
-    """Draw number and extent of outlier features against the threshold, for x and for z."""
-    cells, intervals = tables["sensitivity"], tables["intervals"]
+    """Draw number and extent of outlier features against the threshold, for z and for x."""
+    cells = tables["sensitivity"]
     known = looks(tables["models"])
-    share = criteria.position_share
-    sweep = intervals[(intervals["metric"] == "extent_site_share") & intervals["kind"].isna()]
     figure = Figure(figsize=(7.5, 5.2))
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for column, basis in enumerate(("x", "z")):
-        at = cells[(cells["basis"] == basis) & (cells["position_share"] == share)]
-        for model, look in known.items():
-            style = {"color": look.colour, "linestyle": look.line, "marker": look.mark, "ms": 3}
-            rows = at[at["model"] == model].sort_values("alpha")
-            panels[0][column].plot(rows["alpha"], rows["n_dims"], **style)
-            panels[0][column].plot(
-                rows["alpha"], rows["surrogate_n_dims"], color=look.colour, ls=":", lw=0.8
-            )
-            of = (sweep["model"] == model) & (sweep["basis"] == basis)
-            extents = sweep[of & (sweep["position_share"] == share)].sort_values("alpha")
-            panels[1][column].plot(extents["alpha"], extents["estimate"], **style)
-            band = {"color": look.colour, "alpha": 0.15, "lw": 0}
-            panels[1][column].fill_between(
-                extents["alpha"], extents["low"], extents["high"], **band
-            )
+    widths = tables["models"].set_index("model")["width"]
+    bases: tuple[Basis, ...] = (HEADLINE, "x")
+    cells = cells[cells["position_share"] == criteria.position_share]
+    for column, basis in enumerate(bases):
+        of_basis = cells[cells["basis"] == basis]
+        _moving(panels[:, column], of_basis, tables["intervals"], widths, known)
         panels[0][column].set_title(f"threshold of abs({basis})")
         panels[1][column].set_xlabel("alpha")
-        headline = Z_MAGNITUDE if basis == "z" else criteria.magnitude
+        most = max(reach(basis, int(width)) for width in widths)
+        stored = sorted(alpha for alpha in of_basis["alpha"].unique() if alpha <= most)
         for axes in panels[:, column]:
-            axes.axvline(headline, color="#888888", lw=0.8)
-    there = cells[cells["basis"].isin(("x", "z")) & (cells["position_share"] == share)]
+            axes.axvline(criteria.at(basis), color="#888888", lw=0.8)
+            axes.set_xscale("log")
+            axes.set_xticks(stored, [f"{alpha:g}" for alpha in stored], fontsize=6)
+            axes.minorticks_off()
+    there = cells[cells["basis"].isin(bases)]
     counted(panels[0][0], there[["n_dims", "surrogate_n_dims"]].max().max())
     panels[0][0].set_ylabel("outlier features")
     panels[1][0].set(ylabel="extent (share of sites)", ylim=(-0.03, 1.03))
     legend(figure, known, known, "")
-    at = cells[cells["headline"] & (cells["basis"] == "x")]
-    pairs = [f"{r.model} {r.n_dims:.3g} ({r.surrogate_n_dims} expected)" for r in at.itertuples()]
-    return figure, f"Outlier features by x at the headline, and by chance: {'; '.join(pairs)}."
+    number = cells[cells["headline"]].set_index(["model", "basis"])["n_dims"]
+    pairs = [f"{model} {number[model, 'z']:.3g} and {number[model, 'x']:.3g}" for model in known]
+    return figure, f"Outlier features by z and by x at the headline: {'; '.join(pairs)}."
+
+
+def _moving(
+    column: Any, cells: Any, intervals: Any, widths: Any, known: Mapping[str, Look]
+) -> None:
+    """Draw what one basis gives as its threshold moves: features above, their extent below.
+
+    Args:
+        column: the two panels.
+        cells: of the table of thresholds, of one basis and share of positions.
+        intervals: of all models.
+        widths: by model.
+        known: the look of each model.
+    """
+    basis, share = cells["basis"].iloc[0], cells["position_share"].iloc[0]
+    sweep = intervals[(intervals["metric"] == "extent_site_share") & intervals["kind"].isna()]
+    sweep = sweep[(sweep["basis"] == basis) & (sweep["position_share"] == share)]
+    for model, look in known.items():
+        style = {"color": look.colour, "linestyle": look.line, "marker": look.mark, "ms": 3}
+        rows, extents = (
+            table[(table["model"] == model) & (table["alpha"] <= reach(basis, int(widths[model])))]
+            for table in (cells.sort_values("alpha"), sweep.sort_values("alpha"))
+        )
+        column[0].plot(rows["alpha"], rows["n_dims"], **style)
+        column[0].plot(rows["alpha"], rows["surrogate_n_dims"], color=look.colour, ls=":", lw=0.8)
+        column[1].plot(extents["alpha"], extents["estimate"], **style)
+        band = {"color": look.colour, "alpha": 0.15, "lw": 0}
+        column[1].fill_between(extents["alpha"], extents["low"], extents["high"], **band)
 
 
 def stability(tables: Tables, _: Criteria) -> Drawn:
     """Draw how well the candidates of two halves of the sequences agree."""
     known = looks(tables["models"])
     splits = tables["stability"]
-    splits = splits[splits["basis"] == FIRES].dropna(subset="jaccard")
+    splits = splits[splits["basis"] == HEADLINE].dropna(subset="jaccard")
     shown = [model for model in known if (splits["model"] == model).any()]
     figure = Figure(figsize=(6.5, 1.2 + 0.3 * max(len(shown), 3)))
     axes = figure.subplots()

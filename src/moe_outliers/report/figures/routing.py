@@ -12,6 +12,9 @@ from moe_outliers.report.figures.shared import Drawn, Tables
 from moe_outliers.report.figures.style import empty, legend, looks
 from moe_outliers.stats.multiplicity import LEVEL
 
+RINGS = {"writer": "o", "super_expert": "s"}
+"""Marks of the experts that write the outliers, by our rule and by that of Su et al. 2025."""
+
 
 def experts(tables: Tables, _: Criteria) -> Drawn:
     """Draw what each expert writes, its load and its lift; a row a model."""
@@ -29,21 +32,17 @@ def experts(tables: Tables, _: Criteria) -> Drawn:
         low = np.nanmin(written.where(written > 0))
         norm = LogNorm(low, max(np.nanmax(written), low * 1.01))
         _heat(row[0], written, f"{model}: abs of output", norm=norm, cmap="cividis")
-        for each in rows[rows["super_expert"]].itertuples():
-            where = list(written.index).index(each.block)
-            for colour, width in (("black", 3), ("white", 1.2)):  # shows on dark and on light
-                row[0].plot(each.expert, where, "o", mfc="none", mec=colour, ms=7, mew=width)
+        for column, mark in RINGS.items():
+            for each in rows[rows[column]].itertuples():
+                where = list(written.index).index(each.block)
+                for colour, width in (("black", 3), ("white", 1.2)):  # shows on dark and on light
+                    row[0].plot(each.expert, where, mark, mfc="none", mec=colour, ms=7, mew=width)
         _heat(row[1], _table(rows, "load_ratio"), "load, relative", cmap="viridis", vmin=0)
         lift = np.log2(_table(rows, "lift").replace(0, np.nan))
         most = max(float(np.nanmax(np.abs(lift.to_numpy()), initial=0.1)), 0.1)
         _heat(row[2], lift, "log2 lift", cmap="cividis", vmin=-most, vmax=most)
-        super_experts = rows[rows["super_expert"]]
-        names = [
-            f"block {r.block} expert {r.expert} (feature {r.largest_feature:.0f})"
-            for r in super_experts.itertuples()
-        ]
-        told.append(f"{model}: {', '.join(names[:5]) or 'none'}")
-    return figure, f"Super experts. {'; '.join(told)}."
+        told.append(f"{model}: {_marked(rows)}")
+    return figure, f"Who writes the residual stream's maximum. {'; '.join(told)}."
 
 
 def routing(tables: Tables, _: Criteria) -> Drawn:
@@ -82,6 +81,20 @@ def routing(tables: Tables, _: Criteria) -> Drawn:
     panels[2].set(xlabel="log2 lift at outlier tokens", ylabel="-log10 q")
     told = legend(figure, known, shown, "not recorded")
     return figure, f"Experts associated with outlier tokens: {'; '.join(associated)}.{told}"
+
+
+def _marked(rows: Any) -> str:
+    """Name the writers and the super experts of one model, or say what is there instead."""
+    parts = []
+    for column, name in (("writer", "writer"), ("super_expert", "super expert (2025)")):
+        found = rows[rows[column]]
+        names = [
+            f"block {r.block} expert {r.expert} (feature {r.largest_feature:.0f})"
+            for r in found.itertuples()
+        ]
+        if names:
+            parts.append(f"{name} {', '.join(names[:5])}")
+    return " and ".join(parts) or "no writer: the largest expert outputs stand alone"
 
 
 def _table(rows: Any, column: str) -> Any:

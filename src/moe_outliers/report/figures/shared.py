@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from moe_outliers.metrics.counts import HEADLINE
 from moe_outliers.metrics.values import of_whole_model
 
 Tables = Mapping[str, Any]
@@ -13,10 +14,8 @@ Tables = Mapping[str, Any]
 Drawn = tuple[Figure, str]
 """The figure, and what it shows in words."""
 
-FIRES = "fires"
 
-
-def whole(intervals: Any, metric: str, basis: str | None = FIRES) -> Any:
+def whole(intervals: Any, metric: str, basis: str | None = HEADLINE) -> Any:
     """Return a headline number of each whole model, by slug."""
     rows = of_whole_model(intervals[(intervals["metric"] == metric) & intervals["headline"]])
     rows = rows[rows["basis"] == basis] if basis else rows

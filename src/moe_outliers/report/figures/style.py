@@ -29,9 +29,9 @@ CLASSES = {
     "indeterminate": ("#E69F00", "D", "I"),
     "banded": ("#0072B2", "s", "B"),
     "probabilistic": ("#009E73", "^", "P"),
-    "gain_explained": ("#CC79A7", "X", "G"),
+    "shift_invariant": ("#CC79A7", "X", "V"),
     "unclassified": ("#56B4E9", "P", "U"),
-    "none": ("#999999", ".", "-"),
+    "none": ("#999999", ".", "·"),
 }
 """Colour, mark and letter of each class of a feature."""
 
