@@ -441,15 +441,6 @@ UNMEASURED = {
 }
 """Types of which a part would be measured wrong, or not at all: what both engines say."""
 
-_CONVERSION = "which this engine does not know: run with --set-resources"
-_MISFIT = "the checkpoint does not fit its config.json"
-HELD_ALONE = {
-    **dict.fromkeys(("bailing_hybrid", "kimi_linear", "olmo_hybrid"), _CONVERSION),
-    **dict.fromkeys(("glm5_next", "minimax_m3_vl", "mistral_large4", "qwen3_vl_moe"), _CONVERSION),
-    **dict.fromkeys(("gpt-sw3", "gpt2", "kimi_k25", "qianfan_ocr", "step3p7"), _MISFIT),
-}
-"""Types that are not streamed yet, for the conversion of their weights: what that engine says."""
-
 STREAMED_ALONE = {"youtu": "sets model.embed_tokens.weight of the padding token (0) to 0"}
 """Types that transformers loads wrong: what the resident engine says."""
 
