@@ -206,5 +206,5 @@ def test_firing_is_counted_by_the_definition():
         s, i, f = place
         assert bool(fires.values[place]) is (int(z[s, i, 1, f]) >= 30), place
     assert np.array_equal(mo.firing(statistics, criteria, "x").values, x[:, :, 1] >= 30)
-    with pytest.raises(ValueError, match="no counts at threshold 7"):
+    with pytest.raises(ValueError, match="no counts of z at threshold 7"):
         mo.firing(statistics, mo.Criteria(7, 0.5, 0.3))
