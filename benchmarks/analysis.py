@@ -25,7 +25,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from synthetic import Plant, Shape, of_shape  # noqa: E402
+from support.synthetic import Plant, Shape, of_shape  # noqa: E402
 
 from moe_outliers import versions  # noqa: E402
 from moe_outliers.storage import files, parquet, receipts, statistics_file  # noqa: E402

@@ -108,7 +108,7 @@ def test_a_pod_fetches_its_model_from_the_hub_itself(clone, demo, tmp_path):
         code, text = run(
             clone,
             *[sys.executable, "-m", "emulator", "--", BIN / "snakemake", *words],
-            PYTHONPATH=str(ROOT / "tests"),
+            PYTHONPATH=str(ROOT / "packages/snakemake-executor-plugin-runpod/tests"),
             HF_ENDPOINT=hub.url,
             HF_HUB_OFFLINE="0",
         )

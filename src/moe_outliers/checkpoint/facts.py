@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,8 @@ class Known:
             known[model] = facts
             self._found[asked[model][2]] = dataclasses.asdict(facts)
         if self._found != before:
-            files.write_json(self._cache, self._found)
+            with suppress(FileNotFoundError):  # a run that begins now tidies up; it is a cache
+                files.write_json(self._cache, self._found)
         return known
 
     def _ask(self, asked: Mapping[str, tuple[str, str, str]]) -> dict[str, Facts]:

@@ -66,7 +66,7 @@ def clear_after_dead_owner() -> None:
     """Remove what a killed run left: its locks, its copies of outputs, its half-written files."""
     for folder in ("locks", "backups"):
         shutil.rmtree(Path(".snakemake", folder), ignore_errors=True)
-    for path in files.below(paths.RESULTS):
+    for path in [*files.below(paths.RESULTS), *files.below(paths.STATE)]:
         if path.name.startswith(".") and path.name.endswith(files.PART):
             files.remove(path)
 
