@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PLUGIN := packages/snakemake-executor-plugin-runpod
-SOURCES := src scripts tests benchmarks packages
+SOURCES := src scripts tests benchmarks training packages
 PARALLEL := --numprocesses 2 --dist loadgroup
 
 .PHONY: install demo demo-runpod quick check lint types test test-slow test-all oldest oldest-snakemake newest-snakemake soak format constraints clean

@@ -52,7 +52,13 @@ TESTS = Path(__file__).parent
 SHARED = {"demo", "undisturbed", "analysed"}
 """Fixtures that take long to make: all tests here that use one run in the same process."""
 
-TORCH = ["unit/engine", "unit/recording", "unit/checkpoint/test_headers.py", "unit/test_extract.py"]
+TORCH = [
+    "unit/demo",
+    "unit/engine",
+    "unit/recording",
+    "unit/checkpoint/test_headers.py",
+    "unit/test_extract.py",
+]
 """What `--quick` does not even import, since it imports torch."""
 
 
