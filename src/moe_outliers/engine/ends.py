@@ -5,14 +5,15 @@ the code of a model does with token ids before the first block, and with the res
 the last: scaled or capped logits are those of the model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe_outliers.recording.anatomy import Anatomy, Block, Place
+from moe_outliers.recording.hooks import replaced
 from moe_outliers.recording.oracles import NotAsObservedError
 from moe_outliers.recording.reduction import by_row
 from moe_outliers.recording.tracing.trail import tensors_of
@@ -24,19 +25,6 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 class _ReachedError(Exception):
     """A forward pass has come as far as it was wanted; raised within it to end it."""
-
-
-@contextmanager
-def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward for a while."""
-    before = module.__dict__.get("forward")  # accelerate puts one there
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
 
 
 def put_in(call: Call, changes: dict[Key, Any]) -> Call:

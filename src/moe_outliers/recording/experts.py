@@ -111,18 +111,3 @@ class Tap:
         """Leave the experts without a norm behind them, as they were."""
         self._experts.has_post_expert_norm = False
         del self._experts.post_expert_norm
-
-
-class Replaced:
-    """A module's forward, replaced until `remove` is called."""
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Tensor]) -> None:
-        self.module = module
-        self.before = module.__dict__.get("forward")  # accelerate puts one there
-        module.forward = forward
-
-    def remove(self) -> None:
-        """Put back what was there."""
-        del self.module.forward
-        if self.before is not None:
-            self.module.forward = self.before

@@ -1,16 +1,41 @@
-"""Hooks on a model that know which sequences a forward pass holds."""
+"""Hooks on a model that know whose forward pass runs, and forwards that stand in for others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_outliers.recording import reduction
 from moe_outliers.recording.anatomy import Place
 
 NOBODY = ()
 """The sequences of a forward pass that is not recorded."""
+
+
+class Replaced:
+    """A module's forward, replaced until `remove` is called."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._module = module
+        self._before = module.__dict__.get("forward")  # accelerate puts one there
+        module.forward = forward
+
+    def remove(self) -> None:
+        """Put back what was there."""
+        del self._module.forward
+        if self._before is not None:
+            self._module.forward = self._before
+
+
+@contextmanager
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's forward for a while."""
+    handle = Replaced(module, forward)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Hooks:

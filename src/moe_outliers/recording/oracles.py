@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from moe_outliers.recording.anatomy import Anatomy, Block, Mixer, Place, Routing, Site
+from moe_outliers.recording.hooks import replaced
 from moe_outliers.recording.norms import normalised, probe_norm
 
 ROUNDINGS = 8
@@ -247,7 +248,7 @@ class _Watch:
             stack.enter_context(_without_hooks(module))
             for path, mixer in mixers.items():
                 inner = self._model.get_submodule(path)
-                stack.enter_context(_instead(inner, self._silent(mixer)))
+                stack.enter_context(replaced(inner, self._silent(mixer)))
             output = module(*args, **kwargs)
         h = self._entered.float()
         y = self._at(self.block.leaves, args, kwargs, output).float().reshape(h.shape)
@@ -301,19 +302,6 @@ def _zeros(output: Any) -> Any:
             empty[name] = _zeros(part)
         return empty
     return type(output)(map(_zeros, output)) if isinstance(output, tuple | list) else output
-
-
-@contextmanager
-def _instead(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Let a module do something else for a while."""
-    before = module.__dict__.get("forward")  # accelerate puts one there
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from moe_outliers.recording import norms, reduction
 from moe_outliers.recording.accumulator import Accumulator
 from moe_outliers.recording.anatomy import Routing, Site
 from moe_outliers.recording.choose import reducer
-from moe_outliers.recording.experts import Experts, Replaced, Tap
-from moe_outliers.recording.hooks import Hooks
+from moe_outliers.recording.experts import Experts, Tap
+from moe_outliers.recording.hooks import Hooks, Replaced
 from moe_outliers.recording.observed import observe
 from moe_outliers.recording.plain import PlainReducer
 from moe_outliers.recording.reducer import Picks, Reducer
@@ -68,6 +68,7 @@ class Recorder(Hooks):
         self.anatomy = observe(model)
         self.anatomy.refuse()
         self.sites = self.anatomy.sites
+        self._overwritten = any(block.overwrites for block in self.anatomy.blocks)
         self._ids: dict[torch.device, Tensor] = {}
         self._hit: dict[tuple[str, torch.device], Tensor] = {}
         self._routes: dict[int, dict[str, Tensor]] = defaultdict(dict)
@@ -122,8 +123,7 @@ class Recorder(Hooks):
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """Return a tensor that a reducer may keep for a while: no block writes into it."""
-        overwritten = any(block.overwrites for block in self.anatomy.blocks)
-        return tensor.clone() if overwritten else tensor
+        return tensor.clone() if self._overwritten else tensor
 
     def _norm(self, site: Site, dtype: torch.dtype) -> norms.Norm:
         """Return what a site's norm does; each kind of module is probed once, at its first run."""
