@@ -11,6 +11,5 @@ if workflow.is_main_process:
     wrong, unknown = facts.compare(rows.values(), here, str(table))
     for line in [line for said in wrong.values() for line in said]:
         say(f"WRONG: {line}")
-    for reason in dict.fromkeys(unknown.values()):
-        named = ", ".join(model for model, why in unknown.items() if why == reason)
+    for reason, named in facts.by_reason(unknown).items():
         say(f"not compared with the checkpoint: {named}: {reason}")

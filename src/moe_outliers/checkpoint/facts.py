@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_outliers.checkpoint import headers
+from moe_outliers.checkpoint.config import EXPERTS
+from moe_outliers.checkpoint.stored import ACTIVATION_SCALES, COMPANIONS
 from moe_outliers.storage import files
 from moe_outliers.workflow import paths
 
@@ -25,7 +27,7 @@ PATIENCE_S = 3.0
 KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "width": ("hidden_size", "n_embd", "d_model"),
-    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
+    "experts": (*EXPERTS, "moe_num_experts"),
     "top_k": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
 }
 """Keys of config.json that say a column of the table; families differ."""
@@ -36,7 +38,11 @@ ROUGH = {"weights_gb": 0.02, "params_b": 0.12, "active_b": 0.05}
 The hub counts what a model does not use, too: a layer that predicts further tokens, a stored mask.
 """
 
-SCALES = ("_scales", "_scale_inv", ".scale", ".qscale_weight", ".activation_scale")
+SCALES = (
+    *(pair[1] for pairs in COMPANIONS.values() for pair in pairs),
+    *(ending for endings in ACTIVATION_SCALES.values() for ending in endings),
+)
+"""Endings of tensors that are no parameters: they scale others."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,14 @@ def compare(
     found = known.of(by_slug.values(), here)
     wrong = {model: list(faults(by_slug[model], facts, table)) for model, facts in found.items()}
     return {model: said for model, said in wrong.items() if said}, known.unknown
+
+
+def by_reason(unknown: Mapping[str, str]) -> dict[str, str]:
+    """Return the models that could not be compared, listed, by the reason."""
+    return {
+        reason: ", ".join(model for model, why in unknown.items() if why == reason)
+        for reason in dict.fromkeys(unknown.values())
+    }
 
 
 def refuse(wrong: Mapping[str, list[str]], models: Collection[str]) -> None:

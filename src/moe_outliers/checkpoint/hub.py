@@ -29,6 +29,8 @@ CHECKPOINT = ["*.safetensors", "*.json"]
 FOLDERS = ["*/*"]
 """Left out: folders, which hold the same weights again in other layouts (GPT-OSS's `original`)."""
 
+COMMIT = re.compile("[0-9a-f]{40}")
+
 LARGEST_JSON_BYTES = 200_000_000
 """No config.json, index or tokenizer.json is that large."""
 
@@ -174,14 +176,16 @@ def glance(
 
 
 def commit(repo: str, revision: str) -> str:
-    """Return the commit that a revision of a repository is now.
+    """Return the commit that a revision of a repository is now; of a commit itself, unasked.
 
     Raises:
         ValueError: if the hub refuses; the message names the repository and the fix.
     """
+    if COMMIT.fullmatch(revision):
+        return revision
     with _explained(repo, revision):
         found = _retry(HfApi().model_info)(repo, revision=revision).sha
-    if not found or not re.fullmatch("[0-9a-f]{40}", found):
+    if not found or not COMMIT.fullmatch(found):
         raise ValueError(f"{repo}: the hub names no commit of {revision}")
     return str(found)
 

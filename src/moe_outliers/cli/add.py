@@ -14,7 +14,6 @@ from typing import Any
 from moe_outliers.storage import files
 from moe_outliers.workflow import resources, settings
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 SCRATCH_BYTES = 1 << 40
 """Disk that shards may take: none is downloaded here."""
 
@@ -72,7 +71,7 @@ def _commit(repo: str, revision: str) -> str:
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"{repo}: no such folder, and no name of a repository: OWNER/NAME")
-    return revision if COMMIT.fullmatch(revision) else hub.commit(repo, revision)
+    return hub.commit(repo, revision)
 
 
 def _described(folder: Path | None, repo: str, commit: str) -> dict[str, Any]:

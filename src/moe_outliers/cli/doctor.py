@@ -109,8 +109,7 @@ def rows(workflow: Path) -> Iterator[Finding]:
     for line in [line for said in wrong.values() for line in said]:
         told, _, fix = line.rpartition(": ")
         yield Finding("table of models", "fault", told, fix)
-    for reason in dict.fromkeys(unknown.values()):
-        named = ", ".join(model for model, why in unknown.items() if why == reason)
+    for reason, named in facts.by_reason(unknown).items():
         fix = "run doctor again where the hub can be reached"
         yield Finding("table of models", "warning", f"not compared: {named}: {reason}", fix)
     if not wrong and not unknown:

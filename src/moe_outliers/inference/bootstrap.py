@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from moe_outliers.metrics.counts import BASES
 from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.model_statistics import named_sequence
 from moe_outliers.metrics.values import KEYS, METRICS
 from moe_outliers.stats import Array, betting, draws, intervals
 from moe_outliers.storage import parquet
@@ -165,10 +166,7 @@ def _estimate(
 
 def _named(places: Array, sequences: pa.Table) -> list[str | None]:
     """Name sequences by their index and document; None for place -1."""
-    names = [
-        f"sequence {row['sequence']} ({row['document']})"
-        for row in sequences.select(["sequence", "document"]).to_pylist()
-    ]
+    names = [named_sequence(row) for row in sequences.select(["sequence", "document"]).to_pylist()]
     return [None if place < 0 else names[place] for place in places]
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from moe_outliers.inference import bootstrap
 from moe_outliers.metrics import language
 from moe_outliers.metrics.criteria import Criteria
+from moe_outliers.metrics.model_statistics import named_sequence
 from moe_outliers.metrics.values import METRICS, NOT_RECORDED, Values, of_whole_model
 from moe_outliers.stats import Array, correlation, draws, intervals, sign_flip
 from moe_outliers.stats.multiplicity import LEVEL, holm
@@ -250,7 +251,7 @@ def _difference(
 def _documents(models: Mapping[str, Measured]) -> dict[str, str]:
     """Return the sequence and document of each text, by the digest of the text."""
     return {
-        row["text_sha256"]: f"sequence {row['sequence']} ({row['document']})"
+        row["text_sha256"]: named_sequence(row)
         for measured in models.values()
         for row in measured.sequences.to_pylist()
     }

@@ -1,7 +1,9 @@
 """One model's statistics as all metrics read them, and quantities that several metrics share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,11 @@ SEQUENCE_SCHEMA = parquet.schema(
     last_end_byte=(pa.int32(), "byte of the text where the last token ends"),
 )
 """One row a sequence, in the order of ids_sha256."""
+
+
+def named_sequence(row: Mapping[str, Any]) -> str:
+    """Name a sequence for people: by its index and document, of a row of SEQUENCE_SCHEMA."""
+    return f"sequence {row['sequence']} ({row['document']})"
 
 
 @dataclass(frozen=True)

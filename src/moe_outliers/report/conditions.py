@@ -22,9 +22,8 @@ def texts(summary: Summary) -> str:
     source = {"bundled": "the text that ships with the project"}.get(
         data["source"], " ".join(filter(None, (data["path"], data["subset"])))
     )
-    revision = "" if data["revision"] == "local" else f" at {data['revision'][:12]}"
-    if data["source"] == "bundled":
-        revision = ""
+    pinned = data["source"] != "bundled" and data["revision"] != "local"
+    revision = f" at {data['revision'][:12]}" if pinned else ""
     few = f" ({', '.join(documents)})" if len(documents) <= FEW_DOCUMENTS else ""
     start = {
         "none": "no special token at the start",

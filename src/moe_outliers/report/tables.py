@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from moe_outliers.inference import bootstrap, comparison, simulate_classes, simulate_intervals
 from moe_outliers.metrics import measure
+from moe_outliers.metrics.model_statistics import named_sequence
 from moe_outliers.metrics.values import METRICS
 from moe_outliers.report import earlier_work, old_numbers, reader_warnings
 from moe_outliers.report.stable_ranges import SCHEMA as STABLE
@@ -197,11 +198,9 @@ def _models(
 
 def _deciding(tables: Mapping[str, pa.Table], model_class: str) -> str | None:
     """Name the sequences without which a model is of another class, and that class."""
-    documents = dict(
-        zip(*(tables["sequences"][n].to_pylist() for n in ("sequence", "document")), strict=True)
-    )
+    names = {row["sequence"]: named_sequence(row) for row in tables["sequences"].to_pylist()}
     others = [
-        f"sequence {row['sequence']} ({documents[row['sequence']]}): {row['model_class']}"
+        f"{names[row['sequence']]}: {row['model_class']}"
         for row in tables["cross_batch"].to_pylist()
         if row["basis"] == "z" and row["model_class"] not in (None, model_class)
     ]

@@ -109,7 +109,7 @@ class Product:
     @property
     def permissions(self) -> tuple[bool, bool]:
         """Whether its owner may execute it, and write to it."""
-        return bool(self.mode & stat.S_IXUSR), bool(self.mode & stat.S_IWUSR)
+        return _permissions(self.mode)
 
     def is_sound(self, allowed: Set[str]) -> bool:
         """Tell whether it may be what it says, and leads nowhere but to its place."""
@@ -247,9 +247,8 @@ class Fetch:
         if product.kind == "folder":
             return path.is_dir()
         state = path.stat()
-        executes, writes = bool(state.st_mode & stat.S_IXUSR), bool(state.st_mode & stat.S_IWUSR)
         same = path.is_file() and state.st_size == product.size
-        same = same and (executes, writes) == product.permissions
+        same = same and _permissions(state.st_mode) == product.permissions
         return same and self._digests(path) == product.sha256
 
     def _part(self, product: Product) -> Path:
@@ -327,6 +326,11 @@ def _part_of(target: Path, attempt: str) -> Path:
 
 def _short(name: str) -> str:
     return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _permissions(mode: int) -> tuple[bool, bool]:
+    """Tell whether the owner of a file or folder may execute it, and write to it."""
+    return bool(mode & stat.S_IXUSR), bool(mode & stat.S_IWUSR)
 
 
 def _permit(path: Path, executes: bool, writes: bool) -> None:

@@ -38,7 +38,7 @@ class Estimate:
     high: float
 
     def cost(self, price: float) -> tuple[float, float, float]:
-        """Return the dollars at a price an hour."""
+        """Return the dollars at a price an hour: low, expected and high."""
         return self.low * price / 60, self.expected * price / 60, self.high * price / 60
 
 

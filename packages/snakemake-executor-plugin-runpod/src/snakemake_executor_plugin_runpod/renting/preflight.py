@@ -78,7 +78,7 @@ def expected_cost(
     total = 0.0
     for need in needed:
         hourly = (candidates(need, settings, offers)[0].price or 0) + need.disk_usd_per_h
-        total += estimate(need).expected * hourly / 60
+        total += estimate(need).cost(hourly)[1]
     return total
 
 

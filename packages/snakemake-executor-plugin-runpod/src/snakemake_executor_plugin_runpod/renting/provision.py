@@ -157,7 +157,7 @@ class Provision:
         await self._wait_for_turn()
         await self._fleet.room(most)  # what is planned after it stands in the ledger at once
         hourly = price + task.needs.disk_usd_per_h
-        self._budget.plan(name, estimate(task.needs).expected * hourly / 60)
+        self._budget.plan(name, estimate(task.needs).cost(hourly)[1])
         reach(Failpoint.BEFORE_INTENT)
         self._fleet.wanted.add(name)
         self._ledger.keep_recipe(recipe.fingerprint, vars(recipe))
