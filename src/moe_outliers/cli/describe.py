@@ -8,6 +8,7 @@ from moe_outliers.checkpoint import facts, headers
 from moe_outliers.checkpoint.source import Source
 from moe_outliers.engine.streamed import Streamed
 from moe_outliers.recording.recorder import Recorder
+from moe_outliers.run_model import refuse_other_sites
 from moe_outliers.storage import files
 
 ALPHAS = (3.0, 6.0)
@@ -33,6 +34,7 @@ def describe(source: Source) -> dict[str, Any]:
     running = Streamed(source, device="cpu", dtype="auto")
     nothing = np.zeros((1, POSITIONS))
     Recorder(running.model, nothing.astype("int32"), nothing.astype(bool), ALPHAS).close()
+    refuse_other_sites(running.anatomy)
     config = files.read_json(source.folder / "config.json")
     size = sum(source.size(name) for name in source.names)
     found = facts.of_index(config, headers.index_of(source), size)
@@ -41,8 +43,8 @@ def describe(source: Source) -> dict[str, Any]:
     return {
         "params_b": rounded(total / 1e9),
         "active_b": rounded(active / 1e9),
-        "layers": len(running.layouts) - 2,
-        "width": running.model.config.get_text_config().hidden_size,
+        "layers": len(running.anatomy.blocks),
+        "width": running.anatomy.width,
         "experts": found.experts,
         "top_k": found.top_k,
         "weights_gb": rounded(found.weights_gb),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
+from support import tiny, zoo
 from support.hub import COMMIT, Hub
 from support.snake import ROOT
 
@@ -128,6 +128,15 @@ def test_what_cannot_be_measured_is_refused_and_the_table_stays(kind, table, che
     damage(folder)
     with pytest.raises(ValueError, match=reason):
         list(cli.add(ROOT, table, str(folder), None, None))
+    assert table.read_text() == before
+
+
+def test_a_model_that_would_be_refused_when_it_is_extracted_is_not_added(table, tmp_path):
+    zoo.build("mamba").save_pretrained(tmp_path / "mamba")
+    (tmp_path / "mamba/tokenizer.json").write_text("{}")
+    before = table.read_text()
+    with pytest.raises(ValueError, match="block 0 of mamba has the sites attn_in; metrics are"):
+        list(cli.add(ROOT, table, str(tmp_path / "mamba"), None, None))
     assert table.read_text() == before
 
 
