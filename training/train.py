@@ -144,7 +144,8 @@ def masks_of(model: torch.nn.Module, device: torch.device) -> Any:
     place = torch.arange(LENGTH, device=device)
     ahead = place[:, None] - place[None]
     masks = {}
-    for kind, window in [("full_attention", LENGTH), ("sliding_attention", 128)]:
+    windows = {"full_attention": LENGTH, "sliding_attention": model.config.sliding_window}
+    for kind, window in windows.items():
         seen = (ahead >= 0) & (ahead < window)
         mask = torch.zeros(1, 1, LENGTH, LENGTH, device=device, dtype=torch.bfloat16)
         masks[kind] = mask.masked_fill(~seen, torch.finfo(torch.bfloat16).min)

@@ -12,6 +12,7 @@ from support.snake import ROOT
 
 import moe_outliers as mo
 from moe_outliers.demo import trained
+from moe_outliers.recording.hooks import replaced
 
 TOKENS = 256
 TEXTS = [json.loads(line)["text"] for line in (ROOT / "training/heldout.jsonl").open()]
@@ -61,11 +62,8 @@ def replaced_by_its_mean(model, block, expert):
         mean = alone[weight[:, 0] > 0].mean(0)
         return before(hidden, picked, weights) + weight * (mean - alone)
 
-    experts.forward = forward
-    try:
+    with replaced(experts, forward):
         yield
-    finally:
-        del experts.forward
 
 
 @pytest.fixture(scope="module")
