@@ -8,12 +8,12 @@ import pytest
 
 pytestmark = pytest.mark.waits
 
-SCRIPT = """
-import sys, time
+SCRIPT = r"""
+import os, sys, time
 from moe_outliers.workflow.script import end_with_controller
 
 end_with_controller()
-print("watching", flush=True)
+os.write(1, b"watching\n")  # whole or not at all, whenever it ends
 time.sleep(float(sys.argv[1]))
 print("done", flush=True)
 """
